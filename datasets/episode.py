@@ -1,0 +1,47 @@
+"""One demonstration or rollout, as arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What the two rows of `Episode.points` are: the object the instruction names, and where it is to go.
+POINT_NAMES = ("target", "destination")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """T steps of one task. The last observation is the one the last action answered.
+
+    `images`: camera -> uint8 (T, H, W, 3). `state`: float32 (T, S). `actions`: float32 (T, A).
+    `points`: float32 (T, 2, 3), base-frame positions [m] of `POINT_NAMES`; NaN where there is none
+    (always, for data without labels). `seed`: the environment's, or -1.
+    Raises `ValueError` on lengths that differ or non-finite states or actions.
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    points: NDArray[np.float32]
+    instruction: str
+    task: str
+    success: bool
+    seed: int = -1
+
+    def __post_init__(self) -> None:
+        steps = len(self.actions)
+        if steps == 0:
+            raise ValueError("an episode needs at least one step")
+        for name, array in {"state": self.state, "points": self.points, **self.images}.items():
+            if len(array) != steps:
+                raise ValueError(f"{name} has {len(array)} steps, actions {steps}")
+        if self.points.shape[1:] != (len(POINT_NAMES), 3):
+            raise ValueError(f"points must be (T, {len(POINT_NAMES)}, 3), are {self.points.shape}")
+        if not (np.isfinite(self.state).all() and np.isfinite(self.actions).all()):
+            raise ValueError("state or actions hold a non-finite value")
+        if not self.instruction.strip():
+            raise ValueError("the instruction is empty")
+
+    def __len__(self) -> int:
+        return len(self.actions)

@@ -1,0 +1,67 @@
+"""What the control loop needs of a robot body, simulated or real, and what it may send to one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.interface import ActionChunk, Observation
+from volar.robots.spec import RobotSpec
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class JointState:
+    """Measured state: `q` (J,) [rad], `dq` (J,) [rad/s], gripper width [m], stamp on the loop's clock [ns]."""
+
+    q: Vector
+    dq: Vector
+    gripper_width_m: float
+    stamp_ns: int
+
+
+@dataclass(frozen=True)
+class JointCommand:
+    """What a robot is told for one control period; made by `SafetyFilter` only.
+
+    `q` (J,) [rad], `dq` (J,) [rad/s], `ddq` (J,) [rad/s^2], gripper width [m].
+    """
+
+    q: Vector
+    dq: Vector
+    ddq: Vector
+    gripper_width_m: float
+
+
+class Body(Protocol):
+    """A robot body: simulated (`volar.sim.sim_robot.SimRobot`) or real."""
+
+    @property
+    def spec(self) -> RobotSpec: ...
+
+    def joint_state(self) -> JointState: ...
+
+    def images(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Current camera images, (H, W, 3) each; called only when an observation is taken."""
+        ...
+
+    def send(self, command: JointCommand) -> None: ...
+
+
+class ChunkSource(Protocol):
+    """Where the control loop gets its chunks: a policy in this process, in another, or remote.
+
+    `submit` must return at once; `poll` returns each chunk once, when it is there.
+    """
+
+    def submit(self, observation: Observation) -> None: ...
+
+    def poll(self, now_ns: int) -> ActionChunk | None: ...
+
+    @property
+    def pending(self) -> bool:
+        """True from `submit` until its chunk has been polled or given up."""
+        ...

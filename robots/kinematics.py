@@ -1,0 +1,115 @@
+"""Forward and differential inverse kinematics of an arm, on MuJoCo and mink."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.spec import RobotSpec
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A pose in the base frame: `position` (3,) [m], `rotation` (3, 3)."""
+
+    position: Vector
+    rotation: Matrix
+
+    def moved(self, translation: Vector, rotation_vector: Vector) -> "Pose":
+        """The pose displaced in the base frame: translation (3,) [m], rotation vector (3,) [rad]."""
+        if not rotation_vector.any():
+            return Pose(self.position + translation, self.rotation)
+        return Pose(self.position + translation, rotation_matrix(rotation_vector) @ self.rotation)
+
+
+def rotation_matrix(rotation_vector: Vector) -> Matrix:
+    """Rodrigues' formula: (3,) [rad] -> (3, 3), orthonormal to rounding."""
+    angle = float(np.linalg.norm(rotation_vector))
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = rotation_vector / angle
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def rotation_vector(rotation: Matrix) -> Vector:
+    """Inverse of `rotation_matrix` for angles below pi: (3, 3) -> (3,) [rad]."""
+    axis = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    sine, cosine = float(np.linalg.norm(axis)) / 2, (float(np.trace(rotation)) - 1) / 2
+    if sine < 1e-9:
+        return axis / 2
+    return axis / (2 * sine) * np.arctan2(sine, cosine)
+
+
+class Arm:
+    """Kinematics of one robot: its own MuJoCo model without a scene; not thread-safe."""
+
+    # Weights of mink's tasks: one radian of orientation error counts like 0.5 m of position error; the
+    # posture only decides the redundant joint.
+    _ORIENTATION_COST = 0.5
+    _POSTURE_COST = 1e-3
+    _DAMPING = 1e-6
+
+    def __init__(self, spec: RobotSpec) -> None:
+        import mink
+        import mujoco
+
+        self.spec = spec
+        mj_spec = mujoco.MjSpec()
+        spec.add_to(mj_spec)
+        self.model = mj_spec.compile()
+        self._joints = [self.model.joint(name).qposadr[0] for name in spec.joint_names]
+        self._configuration = mink.Configuration(self.model)
+        self._site = self.model.site(spec.ee_site).id
+        self._task = mink.FrameTask(spec.ee_site, "site", position_cost=1.0, orientation_cost=self._ORIENTATION_COST)
+        self._posture = mink.PostureTask(self.model, cost=self._POSTURE_COST)
+        self._posture.set_target(self._qpos(np.array(spec.home)))
+        self._limits = [mink.ConfigurationLimit(self.model)]
+
+    def forward(self, q: Vector) -> Pose:
+        """q (J,) [rad] -> pose of the end-effector site in the base frame."""
+        self._configuration.update(self._qpos(q))
+        data = self._configuration.data
+        return Pose(data.site_xpos[self._site].copy(), data.site_xmat[self._site].reshape(3, 3).copy())
+
+    def step_towards(self, q: Vector, target: Pose, dt_s: float) -> Vector:
+        """One step of differential IK: joint positions (J,) that bring the site to `target` within `dt_s`.
+
+        To first order: call it each control period with the previous result. Inside the joint
+        position limits by construction (mink's `ConfigurationLimit`); velocity is the safety filter's.
+        Raises `mink.NoSolutionFound` when the quadratic program is infeasible.
+        """
+        import mink
+
+        self._configuration.update(self._qpos(q))
+        self._task.set_target(mink.SE3.from_rotation_and_translation(mink.SO3.from_matrix(target.rotation), target.position))
+        velocity = mink.solve_ik(
+            self._configuration, [self._task, self._posture], dt_s, "daqp", damping=self._DAMPING, limits=self._limits
+        )
+        return np.asarray(q + velocity[self._joints] * dt_s)
+
+    def solve(self, target: Pose, q: Vector, tolerance_m: float = 1e-4, steps: int = 100) -> Vector:
+        """Joint positions (J,) that reach `target`, iterating from `q`; for set-up, not for control.
+
+        Raises `ValueError` with the remaining error when `steps` do not suffice.
+        """
+        for _ in range(steps):
+            here = self.forward(q)
+            error = np.linalg.norm(here.position - target.position)
+            if error < tolerance_m and np.linalg.norm(rotation_vector(target.rotation @ here.rotation.T)) < 1e-3:
+                return q
+            q = self.step_towards(q, target, 1.0)
+        raise ValueError(f"no joint position reaches {target.position} m: {error:.4f} m left after {steps} steps")
+
+    def proprio(self, q: Vector, gripper_width_m: float) -> NDArray[np.float32]:
+        """The state vector (S,) of `RobotSpec.state_names`: position, first two columns of the rotation, width."""
+        pose = self.forward(q)
+        return np.concatenate([pose.position, pose.rotation[:, 0], pose.rotation[:, 1], [gripper_width_m]]).astype(np.float32)
+
+    def _qpos(self, q: Vector) -> Vector:
+        qpos = np.zeros(self.model.nq)
+        qpos[self._joints] = q
+        return qpos

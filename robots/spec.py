@@ -1,0 +1,84 @@
+"""A robot as data: limits, home, cameras, names. One file a robot fills it in (fr3.py, ...)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.action_space import ActionSpec
+from volar.robots.errors import Unknown
+
+if TYPE_CHECKING:
+    import mujoco
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """Constants of one arm with a gripper; J joints, order as in `joint_names`.
+
+    Units: rad, rad/s, rad/s^2, rad/s^3, Nm, m. `velocity_bounds(q) -> (lower, upper)`, each (J,):
+    the velocity limits at a position, where a robot defines them so; constant otherwise.
+    `workspace_low/high`: box for the end-effector site in the base frame [m].
+    `add_to(spec, prefix) -> base body`: builds the arm into an `mujoco.MjSpec`, at the world origin.
+    `state_names`/`state_units`: what `kinematics.Arm.proprio` returns.
+    Raises `ValueError` on lengths that differ or a home outside the limits.
+    """
+
+    name: str
+    joint_names: tuple[str, ...]
+    position_min: tuple[float, ...]
+    position_max: tuple[float, ...]
+    velocity_max: tuple[float, ...]
+    acceleration_max: tuple[float, ...]
+    jerk_max: tuple[float, ...]
+    effort_max: tuple[float, ...]
+    home: tuple[float, ...]
+    ee_site: str
+    gripper_joint_names: tuple[str, ...]
+    gripper_width_max: float  # [m] between the fingers
+    gripper_speed_max: float  # [m/s] of the width
+    workspace_low: tuple[float, float, float]
+    workspace_high: tuple[float, float, float]
+    cameras: tuple[str, ...]
+    action: ActionSpec
+    state_names: tuple[str, ...]
+    state_units: tuple[str, ...]
+    joint_states_topic: str
+    trajectory_topic: str
+    gripper_action: str
+    velocity_bounds: Callable[[Vector], tuple[Vector, Vector]]
+    add_to: "Callable[[mujoco.MjSpec], Any]"
+
+    def __post_init__(self) -> None:
+        size = len(self.joint_names)
+        for name in ("position_min", "position_max", "velocity_max", "acceleration_max", "jerk_max", "effort_max", "home"):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"{self.name}: {name} has {len(getattr(self, name))} entries for {size} joints")
+        home = np.array(self.home)
+        if (home < self.position_min).any() or (home > self.position_max).any():
+            raise ValueError(f"{self.name}: home {self.home} is outside the position limits")
+
+    @property
+    def joints(self) -> int:
+        """J, the number of arm joints."""
+        return len(self.joint_names)
+
+
+def constant_velocity_bounds(limits: tuple[float, ...]) -> Callable[[Vector], tuple[Vector, Vector]]:
+    """Velocity limits that do not depend on the position."""
+    upper = np.array(limits)
+    return lambda q: (-upper, upper)
+
+
+def load_robot(name: str) -> RobotSpec:
+    """The robot of that name. Raises `Unknown` naming the choices."""
+    from volar.robots.fr3 import FR3
+
+    robots = {spec.name: spec for spec in (FR3,)}
+    if name not in robots:
+        raise Unknown("robot", name, robots)
+    return robots[name]
