@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 
 # What the two rows of `Episode.points` are: the object the instruction names, and where it is to go.
 POINT_NAMES = ("target", "destination")
+# Its columns: position in the base frame [m], and where the first camera sees it, as fractions of the image's
+# width and height from the top left corner (outside [0, 1] when out of view).
+POINT_FIELDS = ("x", "y", "z", "u", "v")
+POINTS_SHAPE = (len(POINT_NAMES), len(POINT_FIELDS))
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Episode:
     """T steps of one task. The last observation is the one the last action answered.
 
     `images`: camera -> uint8 (T, H, W, 3). `state`: float32 (T, S). `actions`: float32 (T, A).
-    `points`: float32 (T, 2, 3), base-frame positions [m] of `POINT_NAMES`; NaN where there is none
+    `points`: float32 (T, 2, 5), rows `POINT_NAMES`, columns `POINT_FIELDS`; NaN where there is none
     (always, for data without labels). `seed`: the environment's, or -1.
     Raises `ValueError` on lengths that differ or non-finite states or actions.
     """
@@ -36,8 +40,8 @@ class Episode:
         for name, array in {"state": self.state, "points": self.points, **self.images}.items():
             if len(array) != steps:
                 raise ValueError(f"{name} has {len(array)} steps, actions {steps}")
-        if self.points.shape[1:] != (len(POINT_NAMES), 3):
-            raise ValueError(f"points must be (T, {len(POINT_NAMES)}, 3), are {self.points.shape}")
+        if self.points.shape[1:] != POINTS_SHAPE:
+            raise ValueError(f"points must be (T, {POINTS_SHAPE}), are {self.points.shape}")
         if not (np.isfinite(self.state).all() and np.isfinite(self.actions).all()):
             raise ValueError("state or actions hold a non-finite value")
         if not self.instruction.strip():
