@@ -1,0 +1,189 @@
+"""The last stage before a robot: every command obeys position, velocity, acceleration and jerk limits.
+
+Method: Berscheid and Kroeger, "Jerk-limited Real-time Trajectory Generation with Arbitrary Target States"
+(RSS 2021), the `ruckig` library: each control period a time-optimal jerk-limited trajectory is computed
+from the last *commanded* state to the target at rest, and its state one period later is the command.
+Commands are samples of one twice differentiable trajectory, so finite differences of any order up to the
+third are averages of its derivatives and obey the same limits.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.body import JointCommand
+from volar.robots.errors import VolarError
+from volar.robots.kinematics import Arm, Pose
+
+Vector = NDArray[np.float64]
+
+# Why a command brakes or holds instead of following its target; `Filtered.reason` is one of these.
+NO_TARGET: Final = "no_target"
+NON_FINITE_TARGET: Final = "target_non_finite"
+WORKSPACE: Final = "workspace"
+
+# Share of each limit that is used. The rest absorbs rounding and libfranka's own tolerance of 1e-3.
+LIMIT_SHARE: Final = 0.95
+# Position-dependent velocity limits are read this many periods ahead: one because the command is for the
+# end of the period, two more because braking to a lower limit, from full acceleration, takes up to two.
+LOOKAHEAD_PERIODS: Final = 3.0
+MIN_VELOCITY: Final = 1e-3  # [rad/s], ruckig needs a positive limit; only met outside the position limits
+AT_REST: Final = 1e-9  # [rad/s], [rad/s^2]
+
+
+class SafetyError(VolarError):
+    """The filter was used before `reset`, or was given a position it cannot start from."""
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """A command inside every limit, and why it brakes or holds (None: it follows the target)."""
+
+    command: JointCommand
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """Commanded position, velocity and acceleration, lists of J as ruckig wants them."""
+
+    q: list[float]
+    dq: list[float]
+    ddq: list[float]
+
+
+class SafetyFilter:
+    """Turns targets into commands of one robot, one call of `step` a control period.
+
+    Position limits are those of `RobotSpec` less `margin_rad`. The workspace box holds for the position
+    where the arm would come to rest, so a motion that cannot stop inside it is never begun.
+    """
+
+    def __init__(self, arm: Arm, period_s: float, margin_rad: float = 0.01) -> None:
+        import ruckig
+
+        if not period_s > 0:
+            raise ValueError(f"period_s must be positive, is {period_s}")
+        self.spec, self.period_s = arm.spec, period_s
+        self._arm = arm
+        self._low = np.array(self.spec.position_min) + margin_rad
+        self._high = np.array(self.spec.position_max) - margin_rad
+        self._box = np.array(self.spec.workspace_low), np.array(self.spec.workspace_high)
+        self._otg = ruckig.Ruckig(self.spec.joints, period_s)
+        self._trajectory = ruckig.Trajectory(self.spec.joints)
+        self._move = self._input(ruckig.ControlInterface.Position)
+        self._brake = self._input(ruckig.ControlInterface.Velocity)
+        self._state: _State | None = None
+        self._pose: Pose | None = None
+        self._width_m = 0.0
+
+    def reset(self, q: Vector, gripper_width_m: float) -> None:
+        """Starts from the measured position q (J,) [rad], at rest. Raises `SafetyError` if it is not finite."""
+        if q.shape != (self.spec.joints,) or not (np.isfinite(q).all() and np.isfinite(gripper_width_m)):
+            raise SafetyError(f"cannot start from joint positions {q} and gripper width {gripper_width_m}")
+        zero = [0.0] * self.spec.joints
+        self._state = _State(q.tolist(), zero, zero)
+        self._pose = self._arm.forward(q)
+        self._width_m = float(np.clip(gripper_width_m, 0.0, self.spec.gripper_width_max))
+
+    @property
+    def q(self) -> Vector:
+        """The last commanded position (J,) [rad]."""
+        return np.array(self._started.q)
+
+    @property
+    def pose(self) -> Pose:
+        """The end-effector pose of the last commanded position, base frame."""
+        if self._pose is None:
+            raise SafetyError("SafetyFilter.reset has not been called")
+        return self._pose
+
+    @property
+    def at_rest(self) -> bool:
+        """True when the last command does not move."""
+        return not any(self._started.dq) and not any(self._started.ddq)
+
+    def step(self, q_target: Vector | None, gripper_width_m: float) -> Filtered:
+        """The command for the next period. None brakes to rest, jerk-limited, and then holds.
+
+        `q_target` (J,) [rad], `gripper_width_m` [m]; both are brought inside the limits.
+        """
+        state, reason = self._started, None
+        if q_target is None:
+            reason = NO_TARGET
+        elif not (np.isfinite(q_target).all() and np.isfinite(gripper_width_m)):
+            reason = NON_FINITE_TARGET
+        else:
+            following = self._towards(state, q_target)
+            pose = self._arm.forward(np.array(following.q))
+            if self._leaves_box(following, pose):
+                reason = WORKSPACE
+            else:
+                self._state, self._pose = following, pose
+        if reason is not None:
+            self._state = self._braked(state)
+            self._pose = self._arm.forward(np.array(self._state.q))
+        self._move_gripper(gripper_width_m)
+        now = self._started
+        return Filtered(JointCommand(np.array(now.q), np.array(now.dq), np.array(now.ddq), self._width_m), reason)
+
+    @property
+    def _started(self) -> _State:
+        if self._state is None:
+            raise SafetyError("SafetyFilter.reset has not been called")
+        return self._state
+
+    def _input(self, interface: Any) -> Any:
+        import ruckig
+
+        settings = ruckig.InputParameter(self.spec.joints)
+        settings.control_interface = interface
+        settings.synchronization = ruckig.Synchronization.No
+        settings.max_velocity = list(self.spec.velocity_max)
+        settings.max_acceleration = [LIMIT_SHARE * limit for limit in self.spec.acceleration_max]
+        settings.max_jerk = [LIMIT_SHARE * limit for limit in self.spec.jerk_max]
+        return settings
+
+    def _towards(self, state: _State, q_target: Vector) -> _State:
+        q, dq = np.array(state.q), np.array(state.dq)
+        lower, upper = self.spec.velocity_bounds(q + dq * (LOOKAHEAD_PERIODS * self.period_s))
+        self._move.max_velocity = np.maximum(LIMIT_SHARE * upper, MIN_VELOCITY).tolist()
+        self._move.min_velocity = np.minimum(LIMIT_SHARE * lower, -MIN_VELOCITY).tolist()
+        self._move.target_position = np.clip(q_target, self._low, self._high).tolist()
+        return self._sample(self._move, state, self.period_s)
+
+    def _braked(self, state: _State) -> _State:
+        following = self._sample(self._brake, state, self.period_s)
+        if all(abs(v) < AT_REST for v in following.dq) and all(abs(a) < AT_REST for a in following.ddq):
+            zero = [0.0] * self.spec.joints
+            return _State(following.q, zero, zero)
+        return following
+
+    def _sample(self, settings: Any, state: _State, time_s: float | None) -> _State:
+        """The trajectory from `state` after `time_s`, or at its end."""
+        settings.current_position, settings.current_velocity = state.q, state.dq
+        settings.current_acceleration = state.ddq
+        result = self._otg.calculate(settings, self._trajectory)
+        if result.value < 0:
+            raise SafetyError(f"ruckig found no trajectory from {state}: {result}")
+        q, dq, ddq = self._trajectory.at_time(self._trajectory.duration if time_s is None else time_s)
+        return _State(q, dq, ddq)
+
+    def _leaves_box(self, following: _State, pose: Pose) -> bool:
+        """True when following would bring the arm out of the box, or further out, before it can stop."""
+        stop = self._arm.forward(np.array(self._sample(self._brake, following, None).q))
+        allowed_m = self._outside_m(self.pose) + 1e-9
+        return max(self._outside_m(pose), self._outside_m(stop)) > allowed_m
+
+    def _outside_m(self, pose: Pose) -> float:
+        low, high = self._box
+        return float(np.maximum(np.maximum(low - pose.position, pose.position - high), 0.0).max())
+
+    def _move_gripper(self, width_m: float) -> None:
+        if not np.isfinite(width_m):
+            return
+        step_m = self.spec.gripper_speed_max * self.period_s
+        wanted = float(np.clip(width_m, 0.0, self.spec.gripper_width_max))
+        self._width_m += float(np.clip(wanted - self._width_m, -step_m, step_m))
