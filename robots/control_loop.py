@@ -38,12 +38,15 @@ class LoopLimits:
     `joint_state_age_s`: oldest joint state acted on. `policy_deadline_s`: a policy that has not answered
     for that long is called silent. `lead_m`, `lead_rad`: how far the integrated pose may run ahead of
     the commanded one (anti-windup; the safety filter lags by v^2 / 2a, about 0.03 m at full speed).
+    `inset_m`: how far inside the workspace box that pose stays, so that the curvature of a joint-space
+    path does not cross the box at its border.
     """
 
     joint_state_age_s: float = 0.1
     policy_deadline_s: float = 0.5
     lead_m: float = 0.05
     lead_rad: float = 0.3
+    inset_m: float = 0.002
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class ControlLoop:
         self._interval_ns = round(execute_steps * 1e9 / action.rate_hz)
         self._buffer = ChunkBuffer(action, blend_s)
         self._safety = SafetyFilter(arm, period_s)
-        self._box = np.array(arm.spec.workspace_low), np.array(arm.spec.workspace_high)
+        inset_m = self.limits.inset_m
+        self._box = np.array(arm.spec.workspace_low) + inset_m, np.array(arm.spec.workspace_high) - inset_m
         self._observed_ns: int | None = None
         self._submitted_ns = 0
         self._width_m = 0.0

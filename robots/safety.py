@@ -26,9 +26,9 @@ WORKSPACE: Final = "workspace"
 
 # Share of each limit that is used. The rest absorbs rounding and libfranka's own tolerance of 1e-3.
 LIMIT_SHARE: Final = 0.95
-# Position-dependent velocity limits are read this many periods ahead: one because the command is for the
-# end of the period, two more because braking to a lower limit, from full acceleration, takes up to two.
-LOOKAHEAD_PERIODS: Final = 3.0
+# Position-dependent velocity limits are read where a joint can be after this many periods: one because the
+# command is for the end of the period, one more because braking to a lower limit takes a period.
+LOOKAHEAD_PERIODS: Final = 2.0
 MIN_VELOCITY: Final = 1e-3  # [rad/s], ruckig needs a positive limit; only met outside the position limits
 AT_REST: Final = 1e-9  # [rad/s], [rad/s^2]
 
@@ -70,6 +70,7 @@ class SafetyFilter:
         self._arm = arm
         self._low = np.array(self.spec.position_min) + margin_rad
         self._high = np.array(self.spec.position_max) - margin_rad
+        self._acceleration = LIMIT_SHARE * np.array(self.spec.acceleration_max)
         self._box = np.array(self.spec.workspace_low), np.array(self.spec.workspace_high)
         self._otg = ruckig.Ruckig(self.spec.joints, period_s)
         self._trajectory = ruckig.Trajectory(self.spec.joints)
@@ -148,7 +149,9 @@ class SafetyFilter:
 
     def _towards(self, state: _State, q_target: Vector) -> _State:
         q, dq = np.array(state.q), np.array(state.dq)
-        lower, upper = self.spec.velocity_bounds(q + dq * (LOOKAHEAD_PERIODS * self.period_s))
+        ahead_s, gain = LOOKAHEAD_PERIODS * self.period_s, self._acceleration * self.period_s
+        _, upper = self.spec.velocity_bounds(q + np.maximum(dq + gain, 0.0) * ahead_s)
+        lower, _ = self.spec.velocity_bounds(q + np.minimum(dq - gain, 0.0) * ahead_s)
         self._move.max_velocity = np.maximum(LIMIT_SHARE * upper, MIN_VELOCITY).tolist()
         self._move.min_velocity = np.minimum(LIMIT_SHARE * lower, -MIN_VELOCITY).tolist()
         self._move.target_position = np.clip(q_target, self._low, self._high).tolist()
