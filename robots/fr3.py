@@ -113,7 +113,7 @@ def _add_hand(spec: "mujoco.MjSpec", flange: Any, white: list[float], dark: list
     hand.add_geom(name="fr3_hand", type=box, pos=[0, 0, 0.03], size=[0.02, 0.1, 0.03], mass=HAND_MASS, rgba=white)
     hand.add_site(name="tcp", pos=[0, 0, TCP_D], size=[0.005, 0.005, 0.005], rgba=[0, 0, 0, 0])
     # Looks along the fingers from in front of the hand; the fingertips are in the lower half of the image.
-    hand.add_camera(name="wrist", pos=[0.07, 0, 0.02], xyaxes=[0, 1, 0, 0.94, 0, 0.34], fovy=80)
+    hand.add_camera(name="wrist", pos=[0.07, 0, 0.02], xyaxes=[0, 1, 0, 0.94, 0, 0.34], fovy=74)
     tendon = spec.add_tendon(name="gripper")
     for name, side in zip(FR3.gripper_joint_names, (1.0, -1.0), strict=True):
         finger = hand.add_body(name=name.replace("joint", ""), pos=[0, 0, 0.0584], gravcomp=1.0)
@@ -192,8 +192,8 @@ FR3 = RobotSpec(
     acceleration_max=(10.0,) * 7,
     jerk_max=(5000.0,) * 7,
     effort_max=EFFORT_MAX,
-    # Fingers down at (0.45, 0, 0.25) m in the base frame: inverse kinematics, checked by a test.
-    home=(0.0, -0.4, 0.0, -2.4, 0.0, 2.0, np.pi / 4),
+    # Fingers down at (0.45, 0, 0.22) m in the base frame to 0.02 mm: inverse kinematics, checked by a test.
+    home=(0.0, -0.1289, 0.0, -2.5263, 0.0, 2.3974, np.pi / 4),
     ee_site="tcp",
     gripper_joint_names=("fr3_finger_joint1", "fr3_finger_joint2"),
     gripper_width_max=2 * FINGER_STROKE,

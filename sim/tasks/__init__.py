@@ -1,0 +1,25 @@
+"""The tasks by name. A new one is one file and one line here."""
+
+from volar.robots.errors import Unknown
+from volar.sim.tasks.lift import Lift
+from volar.sim.tasks.place_on import PlaceOn
+from volar.sim.tasks.push import Push
+from volar.sim.tasks.reach import Reach
+from volar.sim.tasks.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (Reach(), Push(), Lift(), PlaceOn())}
+SUITES: dict[str, tuple[str, ...]] = {"tabletop": ("reach", "push", "lift", "place_on")}
+
+
+def load_task(name: str) -> Task:
+    """The task of that name. Raises `Unknown` naming the choices."""
+    if name not in TASKS:
+        raise Unknown("task", name, TASKS)
+    return TASKS[name]
+
+
+def load_suite(name: str) -> tuple[Task, ...]:
+    """The tasks of that suite. Raises `Unknown` naming the choices."""
+    if name not in SUITES:
+        raise Unknown("suite", name, SUITES)
+    return tuple(TASKS[task] for task in SUITES[name])
