@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,8 @@ class Episode:
         steps = len(self.actions)
         if steps == 0:
             raise ValueError("an episode needs at least one step")
-        for name, array in {"state": self.state, "points": self.points, **self.images}.items():
+        arrays: dict[str, NDArray[Any]] = {"state": self.state, "points": self.points, **self.images}
+        for name, array in arrays.items():
             if len(array) != steps:
                 raise ValueError(f"{name} has {len(array)} steps, actions {steps}")
         if self.points.shape[1:] != POINTS_SHAPE:

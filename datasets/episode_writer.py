@@ -1,0 +1,352 @@
+"""Writes LeRobotDataset v3, one durable shard after the other.
+
+A shard is one data file and one file of `meta/episodes`, written in that order, each under a temporary name,
+synced and renamed; the second makes the shard count. `info.json` comes last of all, so a folder without it
+is not finished. What is in the files depends on the episodes only: not on who encoded them, nor on how
+often the writing was interrupted.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from volar.datasets.episode import Episode
+from volar.datasets.lerobot_format import (
+    CODEBASE_VERSION,
+    CONTRACT,
+    DATA_PATH,
+    EPISODES_PATH,
+    FILES_PER_CHUNK,
+    IMAGE_PREFIX,
+    INFO,
+    STATS,
+    TASKS,
+    WRITER,
+    DatasetError,
+    decode_image,
+    decode_stream,
+    encode_episode,
+    features,
+    frames_per_second,
+)
+from volar.datasets.lerobot_reader import vectors
+from volar.datasets.statistics import action_mask, field_statistics, lerobot_image_statistics, lerobot_statistics
+from volar.robots.contract import PolicyContract, differences
+from volar.robots.errors import VolarError
+
+IMAGE_SAMPLE = 256  # images of a camera, evenly over the dataset, that make its entry in stats.json
+
+
+class OutputExists(VolarError):
+    """The output folder already holds something."""
+
+
+class DiskFull(VolarError):
+    """No space left; what was complete is intact."""
+
+
+class EpisodeWriter:
+    """Appends episodes to a dataset; made by `create` or `resume`, ended by `finalize`.
+
+    `append` takes an `Episode`, or the bytes `encode_episode` made of it in another process. At most the
+    episodes of the open shard are lost by a kill; `flush` makes those durable as well.
+    """
+
+    def __init__(self, root: Path, contract: PolicyContract, shard_episodes: int) -> None:
+        self.root, self.contract, self.shard_episodes = root, contract, shard_episodes
+        self._open: list[tuple[pa.Table, dict[str, Any]]] = []  # encoded episodes of the shard being filled
+        self._closed_episodes = 0  # in complete shards
+        self._closed_frames = 0
+        self._tasks: dict[str, int] = {}  # instruction -> task_index, over complete shards
+        self._closed_tasks = 0
+
+    @property
+    def episodes(self) -> int:
+        """Episodes appended so far; where to continue after `resume`."""
+        return self._closed_episodes + len(self._open)
+
+    @staticmethod
+    def create(
+        root: Path,
+        contract: PolicyContract,
+        *,
+        shard_episodes: int = 25,
+        source: Mapping[str, str | int | float | bool] | None = None,
+        overwrite: bool = False,
+    ) -> "EpisodeWriter":
+        """Starts a dataset in an empty or new folder.
+
+        `source`: facts that decide the episodes (suite, seed, ...); `resume` refuses others.
+        `overwrite`: removes the `data`, `meta` and `videos` of what is there, nothing else.
+        Raises `OutputExists`, `DiskFull`.
+        """
+        frames_per_second(contract)
+        if shard_episodes < 1:
+            raise ValueError(f"shard_episodes must be at least 1, is {shard_episodes}")
+        if root.exists() and not root.is_dir():
+            raise OutputExists(f"{root} is a file; choose another output")
+        if root.exists() and any(root.iterdir()):
+            if not overwrite:
+                fix = "continue it with resume=true, or " if (root / WRITER).is_file() else ""
+                raise OutputExists(f"{root} is not empty: choose another output, {fix}replace it with overwrite=true")
+            for name in ("data", "meta", "videos", ".volar_cache"):
+                shutil.rmtree(root / name, ignore_errors=True)
+        contract = replace(contract, statistics={})
+        settings = {"contract": contract.to_json(), "shard_episodes": shard_episodes, "source": dict(source or {})}
+        write_durably(root / WRITER, json.dumps(settings, sort_keys=True, indent=1).encode())
+        return EpisodeWriter(root, contract, shard_episodes)
+
+    @staticmethod
+    def resume(
+        root: Path, contract: PolicyContract | None = None, source: Mapping[str, str | int | float | bool] | None = None
+    ) -> "EpisodeWriter":
+        """Continues after the last durable episode, also of a finished dataset (which is then open again).
+
+        `contract`, `source`: when given, must be those it was created with. Raises `DatasetError`.
+        """
+        if not (root / WRITER).is_file():
+            raise DatasetError(f"{root} holds nothing to resume: it has no {WRITER}")
+        settings = json.loads((root / WRITER).read_text())
+        writer = EpisodeWriter(root, PolicyContract.from_json(settings["contract"]), settings["shard_episodes"])
+        if contract is not None:
+            found = differences(contract, writer.contract, ignore=("statistics",))
+            if found:
+                raise DatasetError(f"{root} was begun with another contract: " + "; ".join(map(str, found)))
+        old = settings["source"]
+        if source is not None and old != dict(source):
+            keys = sorted(k for k in old.keys() | source.keys() if old.get(k) != source.get(k))
+            parts = "; ".join(f"{k}: {old.get(k)!r}, now {source.get(k)!r}" for k in keys)
+            raise DatasetError(f"{root} was begun with other settings ({parts}); use them, or overwrite=true")
+        writer._load_shards()
+        return writer
+
+    def append(self, episode: Episode | bytes) -> None:
+        """Adds the next episode; writes the shard when it is full. Raises `VolarError`, `DiskFull`."""
+        encoded = encode_episode(episode, self.contract) if isinstance(episode, Episode) else episode
+        self._open.append(decode_stream(encoded))
+        if len(self._open) == self.shard_episodes:
+            self._write_shard()
+            self._close_shard()
+
+    def flush(self) -> None:
+        """Makes the open shard durable; it is filled up later (after an interrupt, before leaving)."""
+        if self._open:
+            self._write_shard()
+
+    def finalize(self) -> PolicyContract:
+        """Writes statistics, tasks, contract and info; returns the contract with the dataset's statistics."""
+        self.flush()
+        if not self.episodes:
+            raise VolarError(f"{self.root}: no episode was written")
+        files = [self._path(DATA_PATH, k) for k in range(-(-self.episodes // self.shard_episodes))]
+        columns = [n for n, f in features(self.contract).items() if f["dtype"] != "image"]
+        # Through the file, not the dataset API, which would read `chunk-000` as a partition.
+        table = pa.concat_tables([pq.ParquetFile(path).read(columns) for path in files])
+        state, action = vectors(table, "observation.state"), vectors(table, "action")
+        contract = replace(
+            self.contract,
+            statistics={
+                "action": field_statistics(action, action_mask(self.contract.action)),
+                "observation.state": field_statistics(state),
+            },
+        )
+        stats = {name: lerobot_statistics(_array(table, name)) for name in columns}
+        stats |= self._image_statistics(files, len(table))  # type: ignore[arg-type]
+        write_durably(self.root / STATS, json.dumps(stats, indent=4).encode())
+        write_durably(self.root / TASKS, _tasks_file(list(self._tasks)))
+        write_durably(self.root / CONTRACT, (contract.to_json() + "\n").encode())
+        write_durably(self.root / INFO, json.dumps(self._info(len(table)), indent=4).encode())
+        return contract
+
+    def _info(self, frames: int) -> dict[str, Any]:
+        return {
+            "codebase_version": CODEBASE_VERSION,
+            "fps": frames_per_second(self.contract),
+            "features": features(self.contract),
+            "total_episodes": self.episodes,
+            "total_frames": frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": FILES_PER_CHUNK,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "data_path": DATA_PATH,
+            "video_path": None,
+            "robot_type": self.contract.robot,
+            "splits": {"train": f"0:{self.episodes}"},
+        }
+
+    def _path(self, template: str, shard: int) -> Path:
+        return self.root / template.format(chunk_index=shard // FILES_PER_CHUNK, file_index=shard % FILES_PER_CHUNK)
+
+    def _write_shard(self) -> None:
+        # From here on what the folder says about itself would be wrong until `finalize`.
+        for name in (INFO, STATS):
+            (self.root / name).unlink(missing_ok=True)
+        shard = self._closed_episodes // self.shard_episodes
+        # Instructions first seen in this shard may be numbered anew when it is written again.
+        self._tasks = dict(list(self._tasks.items())[: self._closed_tasks])
+        tables, rows, frame = [], [], self._closed_frames
+        for i, (table, facts) in enumerate(self._open):
+            placed = self._placed(table, self._closed_episodes + i, frame, facts["instruction"])
+            tables.append(placed)
+            rows.append(_episode_row(placed, facts, shard))
+            frame += len(table)
+        order = list(features(self.contract))
+        schema = tables[0].select(order).schema.with_metadata({"huggingface": _hf_features(features(self.contract))})
+        write_durably(self._path(DATA_PATH, shard), _parquet([t.select(order).cast(schema) for t in tables]))
+        write_durably(self._path(EPISODES_PATH, shard), _parquet([pa.Table.from_pylist(rows)]))
+
+    def _close_shard(self) -> None:
+        self._closed_episodes += len(self._open)
+        self._closed_frames += sum(len(table) for table, _ in self._open)
+        self._closed_tasks = len(self._tasks)
+        self._open.clear()
+
+    def _placed(self, table: pa.Table, episode: int, frame: int, instruction: str) -> pa.Table:
+        task = self._tasks.setdefault(instruction, len(self._tasks))
+        steps = len(table)
+        for name, values in (
+            ("episode_index", np.full(steps, episode)),
+            ("index", np.arange(frame, frame + steps)),
+            ("task_index", np.full(steps, task)),
+        ):
+            table = table.append_column(name, pa.array(values.astype(np.int64)))
+        return table
+
+    def _load_shards(self) -> None:
+        """Reads back what is durable; a last shard that is not full becomes the open one again."""
+        shard = 0
+        while self._path(EPISODES_PATH, shard).is_file():
+            rows = pq.ParquetFile(self._path(EPISODES_PATH, shard)).read().to_pylist()
+            # The data file may hold more than these rows: it is replaced first.
+            table = pq.ParquetFile(self._path(DATA_PATH, shard)).read().replace_schema_metadata(None)
+            start = 0
+            for row in rows:
+                part = table.slice(start, row["length"]).drop_columns(["episode_index", "index", "task_index"])
+                self._open.append((part, _facts(row)))
+                self._tasks.setdefault(row["tasks"][0], len(self._tasks))
+                start += row["length"]
+            if len(rows) < self.shard_episodes:
+                return
+            self._close_shard()
+            shard += 1
+        # Data whose rows never came: LeRobot reads every file it finds.
+        self._path(DATA_PATH, shard).unlink(missing_ok=True)
+
+    def _image_statistics(self, files: list[Path], frames: int) -> dict[str, object]:
+        wanted = np.unique(np.linspace(0, frames - 1, IMAGE_SAMPLE).round().astype(np.int64))
+        found: dict[str, list[NDArray[np.uint8]]] = {IMAGE_PREFIX + c.name: [] for c in self.contract.cameras}
+        start = 0
+        for path in files:
+            table = pq.ParquetFile(path).read(list(found))
+            rows = wanted[(wanted >= start) & (wanted < start + len(table))] - start
+            for key, images in found.items():
+                picked = table.column(key).take(pa.array(rows)).to_pylist()
+                images.extend(decode_image(item["bytes"]) for item in picked)
+            start += len(table)
+        return {key: lerobot_image_statistics(np.stack(images)) for key, images in found.items()}
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes under a temporary name, syncs, renames and syncs the folder. Raises `DiskFull`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space left to write {path} ({len(data)} bytes); free some, then use resume=true"
+            ) from error
+        raise VolarError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _episode_row(table: pa.Table, facts: dict[str, Any], shard: int) -> dict[str, Any]:
+    """LeRobot's row of `meta/episodes`; what is Volar's own starts with `volar/`."""
+    place = {"chunk_index": shard // FILES_PER_CHUNK, "file_index": shard % FILES_PER_CHUNK}
+    first = table.column("index")[0].as_py()
+    statistics = facts["statistics"] | {
+        name: lerobot_statistics(_array(table, name)) for name in ("episode_index", "index", "task_index")
+    }
+    return {
+        "episode_index": table.column("episode_index")[0].as_py(),
+        "tasks": [facts["instruction"]],
+        "length": len(table),
+        **{f"data/{key}": value for key, value in place.items()},
+        "dataset_from_index": first,
+        "dataset_to_index": first + len(table),
+        **{f"meta/episodes/{key}": value for key, value in place.items()},
+        **{f"volar/{key}": facts[key] for key in ("task", "seed", "success")},
+        **{f"stats/{key}/{name}": v for key, values in statistics.items() for name, v in values.items()},
+    }
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `_episode_row`, for a shard that is filled up after a restart."""
+    statistics: dict[str, dict[str, Any]] = {}
+    for column, value in row.items():
+        if column.startswith("stats/"):
+            _, key, name = column.split("/")
+            statistics.setdefault(key, {})[name] = value
+    return {
+        "instruction": row["tasks"][0],
+        "statistics": statistics,
+        **{key: row[f"volar/{key}"] for key in ("task", "seed", "success")},
+    }
+
+
+def _array(table: pa.Table, name: str) -> NDArray[Any]:
+    """A column as (N, D), or (N,) when it is scalar."""
+    if pa.types.is_fixed_size_list(table.schema.field(name).type):
+        return vectors(table, name)
+    values: NDArray[Any] = table.column(name).to_numpy()
+    return values
+
+
+def _parquet(groups: list[pa.Table]) -> bytes:
+    """One file with a row group for each table, as LeRobot writes one for each episode."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, groups[0].schema, compression="snappy", use_dictionary=False) as writer:
+        for table in groups:
+            writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _hf_features(columns: dict[str, dict[str, Any]]) -> bytes:
+    """The schema metadata from which HuggingFace `datasets` knows the types."""
+
+    def one(f: dict[str, Any]) -> dict[str, Any]:
+        if f["dtype"] == "image":
+            return {"_type": "Image"}
+        value = {"dtype": f["dtype"], "_type": "Value"}
+        return value if f["shape"] == [1] else {"feature": value, "length": f["shape"][0], "_type": "List"}
+
+    return json.dumps({"info": {"features": {name: one(f) for name, f in columns.items()}}}).encode()
+
+
+def _tasks_file(instructions: list[str]) -> bytes:
+    import pandas as pd  # type: ignore[import-untyped]  # LeRobot reads this file as a frame indexed by the instruction
+
+    frame = pd.DataFrame({"task_index": range(len(instructions))}, index=pd.Index(instructions, name="task"))
+    data: bytes = frame.to_parquet()
+    return data
