@@ -76,6 +76,24 @@ class SceneState:
         return np.asarray(self.blocks[COLORS.index(color)])
 
 
+@dataclass(frozen=True)
+class CameraView:
+    """Pose and optics of a camera with square images: `position` (3,) [m], `rotation` (3, 3) with columns
+    right, up, backwards, both in the base frame; `fovy_deg` the whole vertical angle."""
+
+    position: Vector
+    rotation: Vector
+    fovy_deg: float
+
+    def project(self, points: Vector) -> Vector:
+        """Where it sees points: (..., 3) base frame [m] -> (..., 2) fractions of the image's width and height from
+        the top left corner; NaN for points behind the camera and for NaN points."""
+        local = (points - self.position) @ self.rotation  # (..., 3)
+        depth = np.where(local[..., 2] < 0, -local[..., 2], np.nan)
+        size = 2 * np.tan(np.deg2rad(self.fovy_deg) / 2) * depth  # of the image, at that depth [m]
+        return np.stack([0.5 + local[..., 0] / size, 0.5 - local[..., 1] / size], axis=-1)
+
+
 @lru_cache(maxsize=4)
 def compiled(robot: str = "fr3") -> "mujoco.MjModel":
     """The compiled scene with that robot, one for each process. Treat it as read-only: it is shared."""
@@ -128,14 +146,10 @@ def observe(data: "mujoco.MjData", robot: RobotSpec) -> SceneState:
     )
 
 
-def project(model: "mujoco.MjModel", data: "mujoco.MjData", camera: str, points: Vector) -> Vector:
-    """Where a camera with square images sees points: (..., 3) base frame [m] -> (..., 2) fractions of the
-    image's width and height from the top left corner; NaN for points behind the camera or NaN points."""
-    camera_data = data.camera(camera)
-    local = (points - camera_data.xpos) @ camera_data.xmat.reshape(3, 3)  # (..., 3): right, up, backwards
-    depth = np.where(local[..., 2] < 0, -local[..., 2], np.nan)
-    half = np.tan(np.deg2rad(float(model.camera(camera).fovy[0])) / 2)
-    return np.stack([0.5 + local[..., 0] / depth / half / 2, 0.5 - local[..., 1] / depth / half / 2], axis=-1)
+def camera_view(model: "mujoco.MjModel", data: "mujoco.MjData", camera: str) -> CameraView:
+    """Where a camera is now."""
+    here = data.camera(camera)
+    return CameraView(here.xpos.copy(), here.xmat.reshape(3, 3).copy(), float(model.camera(camera).fovy[0]))
 
 
 def _add_surroundings(spec: "mujoco.MjSpec") -> None:

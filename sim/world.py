@@ -81,7 +81,8 @@ class TaskWorld:
         """`Episode.points` now: (2, 5), rows target and destination; columns x y z [m], u v in the front image."""
         state = self.state
         positions = np.stack([state.block(self.goal.color), self.task.destination(state, self.goal)])  # (2, 3)
-        return np.hstack([positions, scene.project(self.model, self.data, "front", positions)]).astype(np.float32)
+        seen = scene.camera_view(self.model, self.data, "front").project(positions)  # (2, 2)
+        return np.hstack([positions, seen]).astype(np.float32)
 
     def wrong_instruction(self) -> str:
         """An order about another block; always the same one for a seed. `success` is still that of `goal`."""

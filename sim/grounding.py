@@ -1,0 +1,169 @@
+"""Vision-language data from generated scenes: find what the sentence names (`volar-train stage=grounding`).
+
+The simulator labels every scene for nothing, so a small network learns words, colours and places from tens
+of thousands of pictures before it sees an action. Nothing is simulated in time: bodies are placed, drawn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.datasets.episode import POINTS_SHAPE
+from volar.robots.spec import load_robot
+from volar.sim import scene
+from volar.sim.random_layouts import LayoutSampler
+from volar.sim.rendering import CameraRenderer
+from volar.sim.scene import COLORS, CameraView, SceneState
+from volar.sim.tasks import TASKS
+from volar.sim.tasks.task import NOWHERE, SIDES, Goal
+
+Vector = NDArray[np.float64]
+
+PLATE = len(COLORS)  # index of the plate in `Scenes.objects`
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N labelled scenes. `images`: camera -> uint8 (N, H, W, 3). `state`: float32 (N, S).
+    `objects`: float32 (N, 5, 5), rows the blocks in the order of `COLORS` and the plate, columns as in
+    `volar.datasets.episode.POINT_FIELDS`. `held`: (N,) index of the block in the gripper, -1 for none.
+    `front`: the camera that u and v are of."""
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    objects: NDArray[np.float32]
+    held: NDArray[np.int64]
+    front: CameraView
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def render_scenes(
+    rng: np.random.Generator,
+    count: int,
+    robot: str = "fr3",
+    cameras: tuple[str, ...] = ("front", "wrist"),
+    image_size: int = 96,
+) -> Scenes:
+    """`count` random scenes: any layout, also near ones, blocks held or on the plate, any arm pose."""
+    import mujoco
+
+    spec, model, layouts = load_robot(robot), scene.compiled(robot), LayoutSampler(robot)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    front = scene.camera_view(model, data, "front")
+    renderer = CameraRenderer(model, {name: (image_size, image_size) for name in cameras})
+    images = {name: np.empty((count, image_size, image_size, 3), np.uint8) for name in cameras}
+    state, held = [], np.empty(count, np.int64)
+    objects = np.empty((count, len(COLORS) + 1, POINTS_SHAPE[1]), np.float32)
+    try:
+        for i in range(count):
+            placement, held[i] = layouts.sample(rng)
+            scene.place(model, data, spec, placement)
+            for name, image in renderer.render(data).items():
+                images[name][i] = image
+            state.append(layouts.arm.proprio(placement.q, placement.gripper_width_m))
+            positions = np.vstack([placement.blocks, placement.plate])  # (5, 3)
+            objects[i] = np.hstack([positions, front.project(positions)])
+    finally:
+        renderer.close()
+    return Scenes(images, np.stack(state), objects, held, front)
+
+
+def grounding_samples(
+    scenes: Scenes, index: int, rng: np.random.Generator, count: int = 1
+) -> list[tuple[str, NDArray[np.float32]]]:
+    """Sentences about a scene with their `points` (2, 5): rows target and destination, NaN where there is none.
+
+    Half of them are the tasks' own orders, the others name a block, the plate, or a place by its relation.
+    """
+    return [_sample(scenes, index, rng) for _ in range(count)]
+
+
+def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
+    objects = scenes.objects[index]
+    if rng.random() < 0.5:
+        return _task_order(objects, scenes.front, rng)
+    kind = rng.integers(5)
+    if kind == 0:
+        return _choice(_PLATE_QUESTIONS, rng), _points(objects[PLATE])
+    if kind == 1:
+        color = int(rng.integers(len(COLORS)))
+        return _choice(_QUESTIONS, rng).format(what=f"{COLORS[color]} {_noun(rng)}"), _points(objects[color])
+    if kind == 2 and scenes.held[index] >= 0:
+        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), _points(objects[scenes.held[index]])
+    what, target = _relation(objects, rng)
+    return _choice(_QUESTIONS, rng).format(what=what), _points(objects[target])
+
+
+_QUESTIONS = ("point to the {what}", "where is the {what}", "find the {what}", "show me the {what}", "look at the {what}")
+_PLATE_QUESTIONS = tuple(question.format(what="plate") for question in _QUESTIONS)
+_NOUNS = ("block", "cube")
+
+
+def _task_order(
+    objects: NDArray[np.float32], front: CameraView, rng: np.random.Generator
+) -> tuple[str, NDArray[np.float32]]:
+    """A training phrasing of one of the tasks, about any block."""
+    task = tuple(TASKS.values())[rng.integers(len(TASKS))]
+    color = int(rng.integers(len(COLORS)))
+    side = tuple(SIDES)[rng.integers(len(SIDES))]
+    block = objects[color, :3].astype(np.float64)
+    goal = Goal(COLORS[color], block, side)
+    state = SceneState(NOWHERE, objects[:PLATE, :3].astype(np.float64), objects[PLATE, :3].astype(np.float64), 0.0)
+    destination = task.destination(state, goal)
+    sentence = _choice(task.templates, rng).format(color=goal.color, side=side)
+    return sentence, _points(objects[color], np.concatenate([destination, front.project(destination)]))
+
+
+def _relation(objects: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:
+    """A block named by where it is: the words after "the", and its index. Only where it is unambiguous."""
+    blocks = objects[:PLATE, :3]
+    distances = np.linalg.norm(blocks[:, :2] - objects[PLATE, :2], axis=1)
+    # Sorted by a key, the first must be ahead of the second by 0.03 m, or the question has no clear answer.
+    questions: tuple[tuple[str, NDArray[np.float32]], ...] = (
+        ("leftmost {noun}", -blocks[:, 1]),
+        ("rightmost {noun}", blocks[:, 1]),
+        ("{noun} closest to the robot", blocks[:, 0]),
+        ("{noun} farthest from the robot", -blocks[:, 0]),
+        ("{noun} nearest to the plate", distances),
+        ("highest {noun}", -blocks[:, 2]),
+    )
+    start = int(rng.integers(len(questions) + 1))
+    for words, key in (questions[start:] + questions[:start]) if start < len(questions) else ():
+        order = np.argsort(key)
+        if key[order[1]] - key[order[0]] > 0.03:
+            return words.format(noun=_noun(rng)), int(order[0])
+    return _beside(blocks, rng)
+
+
+def _beside(blocks: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:
+    """"block left of the red block": the only one there within 0.2 m; else simply the reference block."""
+    for reference in rng.permutation(len(COLORS)):
+        name = f"{COLORS[reference]} {_noun(rng)}"
+        for side, sign in (("left", 1.0), ("right", -1.0)):
+            offset = sign * (blocks[:, 1] - blocks[reference, 1])
+            there = np.flatnonzero((offset > 0.03) & (offset < 0.2))
+            if len(there) == 1 and not ((offset > 0.0) & (offset <= 0.03)).any():
+                return f"{_noun(rng)} {side} of the {name}", int(there[0])
+    color = int(rng.integers(len(COLORS)))
+    return f"{COLORS[color]} {_noun(rng)}", color
+
+
+def _choice(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]
+
+
+def _noun(rng: np.random.Generator) -> str:
+    return _choice(_NOUNS, rng)
+
+
+def _points(target: NDArray[np.float32], destination: Vector | None = None) -> NDArray[np.float32]:
+    points = np.full(POINTS_SHAPE, np.nan, np.float32)
+    points[0] = target
+    if destination is not None:
+        points[1] = destination
+    return points
+
