@@ -1,0 +1,76 @@
+# Every target makes .venv first. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.12
+JOBS ?= 2
+OUT ?= runs/demo
+comma := ,
+BIN := .venv/bin
+
+# One thread a process: the parallelism is in the processes, and a second OpenMP team on the same cores only waits.
+export OMP_NUM_THREADS ?= 1
+export MUJOCO_GL ?= egl
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+# Prints a command, then runs it.
+define show
+@printf '\n\033[1m$$ %s\033[0m\n' '$(strip $(1))'; PATH="$(CURDIR)/$(BIN):$$PATH" $(strip $(1))
+endef
+
+.PHONY: help setup test lint demo bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.installed .venv/.rendering ## .venv with everything in it, and a check that rendering works
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { \
+	  echo "Volar needs Python 3.12, and $(PYTHON) is not one." >&2; \
+	  echo "Install it (apt-get install python3.12 python3.12-venv, pyenv install 3.12, uv python install 3.12)," >&2; \
+	  echo "or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,ros2]'
+	@touch $@
+
+.venv/.rendering: .venv/.installed .ci/rendering
+	@.ci/rendering $(BIN)/python
+	@touch $@
+
+# A test file stays in one process, so that its fixtures (a data set, a trained policy) are made once.
+test: setup ## the whole test suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15
+
+lint: .venv/.installed ## ruff, and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup ## the figures of docs/benchmarks.md, measured here
+	$(BIN)/python tests/benchmark.py
+
+clean: ## removes caches and build outputs; keeps .venv and runs/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+ifdef QUICK
+demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy instead of training
+	$(call show, volar-doctor timer_seconds=0)
+	$(call show, volar-evaluate suite=tabletop episodes=5 output=$(OUT)/evaluation overwrite=true)
+	$(call show, volar-export output=$(OUT)/artifact overwrite=true)
+	$(call show, volar-control policy=$(OUT)/artifact robot=sim/fr3 instruction="lift the red block" output=$(OUT)/control overwrite=true)
+else
+demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy instead of training
+	$(call show, volar-doctor timer_seconds=0)
+	$(call show, volar-collect suite=tabletop tasks=reach$(comma)lift episodes=1600 output=$(OUT)/demonstrations overwrite=true)
+	$(call show, volar-train stage=grounding recipe=demo output=$(OUT)/grounding overwrite=true)
+	$(call show, volar-train recipe=demo dataset=$(OUT)/demonstrations init=$(OUT)/grounding output=$(OUT)/policy overwrite=true)
+	$(call show, volar-evaluate policy=$(OUT)/policy suite=tabletop tasks=reach$(comma)lift episodes=50 output=$(OUT)/evaluation overwrite=true)
+	$(call show, volar-export policy=$(OUT)/policy output=$(OUT)/artifact overwrite=true)
+	$(call show, volar-control policy=$(OUT)/artifact robot=sim/fr3 instruction="lift the red block" output=$(OUT)/control overwrite=true)
+endif
+	@printf '\nreport: %s\n' '$(OUT)/evaluation/report.html'
