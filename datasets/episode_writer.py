@@ -6,9 +6,7 @@ is not finished. What is in the files depends on the episodes only: not on who e
 often the writing was interrupted.
 """
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from volar.datasets.durable_file import OutputExists, write_durably
 from volar.datasets.episode import Episode
-from volar.datasets.lerobot_format import (
+from volar.datasets.lerobot_format import vectors
+from volar.datasets.lerobot_layout import (
     CODEBASE_VERSION,
     CONTRACT,
     DATA_PATH,
@@ -39,20 +39,11 @@ from volar.datasets.lerobot_format import (
     features,
     frames_per_second,
 )
-from volar.datasets.lerobot_reader import vectors
 from volar.datasets.statistics import action_mask, field_statistics, lerobot_image_statistics, lerobot_statistics
 from volar.robots.contract import PolicyContract, differences
 from volar.robots.errors import VolarError
 
 IMAGE_SAMPLE = 256  # images of a camera, evenly over the dataset, that make its entry in stats.json
-
-
-class OutputExists(VolarError):
-    """The output folder already holds something."""
-
-
-class DiskFull(VolarError):
-    """No space left; what was complete is intact."""
 
 
 class EpisodeWriter:
@@ -255,30 +246,6 @@ class EpisodeWriter:
                 images.extend(decode_image(item["bytes"]) for item in picked)
             start += len(table)
         return {key: lerobot_image_statistics(np.stack(images)) for key, images in found.items()}
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes under a temporary name, syncs, renames and syncs the folder. Raises `DiskFull`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space left to write {path} ({len(data)} bytes); free some, then use resume=true"
-            ) from error
-        raise VolarError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _episode_row(table: pa.Table, facts: dict[str, Any], shard: int) -> dict[str, Any]:

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.datasets.durable_file import OutputExists, disk_errors
 from volar.datasets.episode import POINTS_SHAPE
-from volar.datasets.lerobot_format import DatasetError
-from volar.datasets.lerobot_reader import DatasetInfo, load_info, read_file
-from volar.robots.errors import VolarError
+from volar.datasets.lerobot_format import DatasetInfo, load_info, read_file
+from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
+from volar.robots.contract import PolicyContract
 
 FORMAT = 1  # counts up when the layout below changes
 FOLDER = ".volar_cache"
-COMPLETE = "cache.json"
+SMALL = ("state", "action", "points", "episode_end", "instruction_id")  # held in memory, not mapped
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ class FrameCache:
             episode_end = np.arange(1, len(action) + 1, dtype=np.int64)
         return FrameCache(images, state, action, points, episode_end, instruction_id, tuple(instructions))
 
+    def save(self, folder: Path, contract: PolicyContract | None = None) -> None:
+        """Writes generated frames to an empty or new folder, for `open`; with a contract, for `load_contract`.
+
+        Raises `OutputExists`, `DiskFull`.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputExists(f"{folder} is not empty: choose another output, or replace it with overwrite=true")
+        with disk_errors(folder):
+            (folder / "images").mkdir(parents=True)
+            for name, array in self.images.items():
+                np.save(folder / "images" / f"{name}.npy", array)
+            if contract is not None:
+                contract.save(folder / CONTRACT)
+            _save_small(self, folder)  # last, since it makes the folder complete
+
     @staticmethod
     def build(
         root: Path,
@@ -89,21 +105,28 @@ class FrameCache:
         """
         info = load_info(root)
         folder = (cache_dir or root / FOLDER) / _key(info)
-        if not (folder / COMPLETE).is_file():
+        if not (folder / FRAMES).is_file():
             _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
         return FrameCache.open(folder)
 
     @staticmethod
     def open(folder: Path) -> "FrameCache":
         """A cache folder that `build` made."""
-        if not (folder / COMPLETE).is_file():
+        if not (folder / FRAMES).is_file():
             raise DatasetError(f"{folder} is no complete frame cache; FrameCache.build makes one")
-        about = json.loads((folder / COMPLETE).read_text())
-        small = {name: np.load(folder / f"{name}.npy") for name in about["small"]}
+        about = json.loads((folder / FRAMES).read_text())
+        small = {name: np.load(folder / f"{name}.npy") for name in SMALL}
         for array in small.values():
             array.flags.writeable = False
         images = {name: np.load(folder / "images" / f"{name}.npy", mmap_mode="r") for name in about["cameras"]}
         return FrameCache(images=images, instructions=tuple(about["instructions"]), **small)
+
+
+def _save_small(cache: FrameCache, folder: Path) -> None:
+    for name in SMALL:
+        np.save(folder / f"{name}.npy", getattr(cache, name))
+    about = {"cameras": list(cache.images), "instructions": list(cache.instructions)}
+    (folder / FRAMES).write_text(json.dumps(about))
 
 
 def _key(info: DatasetInfo) -> str:
@@ -123,34 +146,27 @@ def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        (temporary / "images").mkdir(parents=True)
-        cache = _allocate(info, temporary)
-        files = info.by_file()
-        # Threads suffice: OpenCV decodes outside the interpreter lock.
-        with ThreadPoolExecutor(workers) as pool:
-            done = 0
-            for frames in pool.map(lambda item: _decode_file(info, cache, *item), files):
-                done += frames
-                if progress is not None:
-                    progress(done, info.frames)
-        for array in cache.images.values():
-            array.flush()  # type: ignore[attr-defined]
-        small = ("state", "action", "points", "episode_end", "instruction_id")
-        for name in small:
-            np.save(temporary / f"{name}.npy", getattr(cache, name))
-        about = {"cameras": list(cache.images), "small": small, "instructions": list(cache.instructions)}
-        (temporary / COMPLETE).write_text(json.dumps(about))
-        if not folder.exists():
-            temporary.rename(folder)
-    except OSError as error:
-        raise VolarError(
-            f"the frame cache {folder} cannot be written ({error.strerror}); choose another place"
-        ) from error
+        with disk_errors(folder):
+            (temporary / "images").mkdir(parents=True)
+            cache = _allocate(info, temporary)
+            # Threads suffice: OpenCV decodes outside the interpreter lock.
+            with ThreadPoolExecutor(workers) as pool:
+                done = 0
+                for frames in pool.map(lambda item: _decode_file(info, cache, *item), info.by_file()):
+                    done += frames
+                    if progress is not None:
+                        progress(done, info.frames)
+            for array in cache.images.values():
+                array.flush()  # type: ignore[attr-defined]
+            _save_small(cache, temporary)
+            if not folder.exists():
+                temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for other in folder.parent.iterdir():  # of what the dataset was before
-        if other != folder and folder.parent.name == FOLDER and other.suffix != ".tmp":
-            shutil.rmtree(other, ignore_errors=True)
+    if folder.parent.name == FOLDER:
+        for other in folder.parent.iterdir():  # of what the dataset was before
+            if other != folder and other.suffix != ".tmp":
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
@@ -158,10 +174,7 @@ def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
     starts = [e["dataset_from_index"] for e in info.episodes]
     if starts != [0, *(e["dataset_to_index"] for e in info.episodes[:-1])]:
         raise DatasetError(f"{info.root}: the episodes do not follow each other without gaps")
-    images: dict[str, Any] = {
-        name: np.lib.format.open_memmap(folder / "images" / f"{name}.npy", "w+", np.uint8, (n, *size, 3))  # type: ignore[no-untyped-call]
-        for name, size in info.cameras.items()
-    }
+    images = {name: _reserved(folder / "images" / f"{name}.npy", (n, *size, 3)) for name, size in info.cameras.items()}
     ends = np.array([e["dataset_to_index"] for e in info.episodes], dtype=np.int64)
     return FrameCache(
         images=images,
@@ -172,6 +185,14 @@ def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
         instruction_id=np.zeros(n, np.int32),
         instructions=info.tasks,
     )
+
+
+def _reserved(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+    # A mapped file is sparse: without its blocks reserved, a full disk would be a bus error later.
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _decode_file(info: DatasetInfo, cache: FrameCache, path: Path, rows: list[dict[str, Any]]) -> int:

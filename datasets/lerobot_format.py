@@ -1,168 +1,237 @@
-"""LeRobotDataset v3 on disk: file names, features, and the encoding of an episode.
-
-Images are lossless PNG inside the data files (dtype "image"), which LeRobot, HuggingFace `datasets` and
-DuckDB read alike. LeRobot's own writer took 0.40 s for an episode of 40 steps and two 96 x 96 cameras on one
-core (150 episodes a minute at most, in the one process that writes); `encode_episode` takes about a tenth,
-in whichever process made the episode. Writing the files: `episode_writer.py`; reading: `lerobot_reader.py`.
-"""
+"""Reads LeRobotDataset v3 folders: Volar's own, and others with images or videos."""
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from volar.datasets.episode import POINT_FIELDS, POINT_NAMES, Episode
-from volar.datasets.statistics import lerobot_image_statistics, lerobot_statistics
-from volar.robots.contract import PolicyContract
-from volar.robots.errors import VolarError
-
-CODEBASE_VERSION = "v3.0"
-DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-FILES_PER_CHUNK = 1000  # LeRobot's default
-INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
-CONTRACT = "meta/volar_contract.json"
-WRITER = "meta/volar_writer.json"
-
-IMAGE_PREFIX = "observation.images."
-# Statistics over NaN are NaN, so what is not there is stored as zero with False beside it.
-POINTS, POINTS_VALID = "annotation.points", "annotation.points_valid"
-# Frames of an episode whose pixels enter its image statistics.
-STATISTICS_FRAMES = 4
+from volar.datasets.episode import POINTS_SHAPE, Episode
+from volar.datasets.lerobot_layout import (
+    CODEBASE_VERSION,
+    CONTRACT,
+    EPISODES_PATH,
+    FRAMES,
+    IMAGE_PREFIX,
+    INFO,
+    POINTS,
+    POINTS_VALID,
+    TASKS,
+    WRITER,
+    DatasetError,
+    decode_image,
+)
+from volar.robots.contract import PolicyContract, differences
 
 
-class DatasetError(VolarError):
-    """A folder that is not a readable dataset, or not the one that is wanted."""
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `meta/` says about a dataset.
 
-
-def frames_per_second(contract: PolicyContract) -> int:
-    """LeRobot wants whole frames a second. Raises `VolarError` for another rate."""
-    rate = contract.action.rate_hz
-    if rate != int(rate):
-        raise VolarError(f"LeRobotDataset needs a whole number of frames a second, the contract has {rate} Hz")
-    return int(rate)
-
-
-def features(contract: PolicyContract) -> dict[str, dict[str, Any]]:
-    """`info.json`'s description of every column, in the order of the data files."""
-
-    def entry(dtype: str, names: list[str] | None, *shape: int) -> dict[str, Any]:
-        return {"dtype": dtype, "shape": list(shape), "names": names}
-
-    point_names = [f"{name}.{field}" for name in POINT_NAMES for field in POINT_FIELDS]
-    return {
-        **{
-            IMAGE_PREFIX + c.name: entry("image", ["height", "width", "channels"], c.height, c.width, 3)
-            for c in contract.cameras
-        },
-        "observation.state": entry("float32", list(contract.state_names), len(contract.state_names)),
-        "action": entry("float32", list(contract.action.names), contract.action.size),
-        POINTS: entry("float32", point_names, len(point_names)),
-        POINTS_VALID: entry("bool", point_names, len(point_names)),
-        "next.reward": entry("float32", None, 1),
-        "next.done": entry("bool", None, 1),
-        "next.success": entry("bool", None, 1),
-        "timestamp": entry("float32", None, 1),
-        **{name: entry("int64", None, 1) for name in ("frame_index", "episode_index", "index", "task_index")},
-    }
-
-
-def encode_image(image: NDArray[np.uint8]) -> bytes:
-    """uint8 (H, W, 3) RGB -> PNG. Level 1 with run lengths is the fastest and, on renderings, the smallest."""
-    import cv2
-
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise VolarError(f"an image {image.shape} could not be encoded as PNG")
-    return bytes(data)
-
-
-def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """PNG or JPEG -> uint8 (H, W, 3) RGB. Raises `DatasetError` when it is cut or no image."""
-    import cv2
-
-    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if image is None:
-        raise DatasetError(f"an image of {len(data)} bytes cannot be decoded")
-    return image.astype(np.uint8, copy=False)
-
-
-def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
-    """An episode as an Arrow stream, ready for `EpisodeWriter.append`: plain bytes, made in any process.
-
-    It holds every column that does not depend on the episode's place in the dataset, and as metadata its
-    instruction, task, seed, success and statistics. Raises `VolarError` when it does not fit the contract.
+    `episodes`: one dict for each episode, in order, with LeRobot's columns (no statistics).
+    `tasks`: instruction of each `task_index`.
     """
-    _check_fits(episode, contract)
-    steps = len(episode)
-    points = episode.points.reshape(steps, -1)
-    valid = np.isfinite(points)
-    last = np.arange(steps) == steps - 1
-    vectors: dict[str, NDArray[Any]] = {
-        "observation.state": episode.state,
-        "action": episode.actions,
-        POINTS: np.where(valid, points, 0.0).astype(np.float32),
-        POINTS_VALID: valid,
-    }
-    scalars: dict[str, NDArray[Any]] = {
-        "next.reward": (last & episode.success).astype(np.float32),
-        "next.done": last,
-        "next.success": last & episode.success,
-        "timestamp": (np.arange(steps) / frames_per_second(contract)).astype(np.float32),
-        "frame_index": np.arange(steps, dtype=np.int64),
-    }
-    statistics: dict[str, object] = {k: lerobot_statistics(v) for k, v in (vectors | scalars).items()}
-    columns: dict[str, pa.Array] = {}
-    sample = np.unique(np.linspace(0, steps - 1, STATISTICS_FRAMES).round().astype(int))
-    for camera in contract.cameras:
-        frames = episode.images[camera.name]
-        rows = [{"bytes": encode_image(frame), "path": None} for frame in frames]
-        columns[IMAGE_PREFIX + camera.name] = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-        statistics[IMAGE_PREFIX + camera.name] = lerobot_image_statistics(frames[sample])
-    for name, x in vectors.items():
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
-    columns |= {name: pa.array(x) for name, x in scalars.items()}
-    facts = {
-        "instruction": episode.instruction,
-        "task": episode.task,
-        "seed": episode.seed,
-        "success": bool(episode.success),
-        "statistics": statistics,
-    }
-    table = pa.table(columns).replace_schema_metadata({"volar": json.dumps(facts)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+
+    root: Path
+    fps: int
+    features: dict[str, dict[str, Any]]
+    data_path: str
+    video_path: str | None
+    episodes: tuple[dict[str, Any], ...]
+    tasks: tuple[str, ...]
+
+    @property
+    def frames(self) -> int:
+        """N, over all episodes."""
+        return int(self.episodes[-1]["dataset_to_index"]) if self.episodes else 0
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """Camera name -> (height, width)."""
+        return {
+            key.removeprefix(IMAGE_PREFIX): (int(f["shape"][0]), int(f["shape"][1]))
+            for key, f in self.features.items()
+            if key.startswith(IMAGE_PREFIX) and f["dtype"] in ("image", "video")
+        }
+
+    def size(self, key: str) -> int:
+        """Length of a vector feature. Raises `DatasetError` naming the features there are."""
+        if key not in self.features:
+            raise DatasetError(f"{self.root} has no feature {key!r} (features: {', '.join(sorted(self.features))})")
+        return int(self.features[key]["shape"][0])
+
+    def data_file(self, episode: dict[str, Any]) -> Path:
+        path = self.data_path.format(chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"])
+        return self.root / path
+
+    def by_file(self) -> list[tuple[Path, list[dict[str, Any]]]]:
+        """Data files in order, each with its episodes."""
+        files: dict[Path, list[dict[str, Any]]] = {}
+        for episode in self.episodes:
+            files.setdefault(self.data_file(episode), []).append(episode)
+        return list(files.items())
 
 
-def decode_stream(encoded: bytes) -> tuple[pa.Table, dict[str, Any]]:
-    """What `encode_episode` made: the columns and the facts. Raises `DatasetError` on other bytes."""
+def load_info(root: Path) -> DatasetInfo:
+    """Raises `DatasetError` naming the missing or unreadable file, or the version found."""
+    if not (root / INFO).is_file():
+        if (root / WRITER).is_file():
+            raise DatasetError(f"{root} was not finished: its collection was interrupted; continue it with resume=true")
+        raise DatasetError(f"{root} is not a LeRobotDataset: it has no {INFO}")
+    info = _parsed(root / INFO, lambda p: dict(json.loads(p.read_text())))
+    version = info.get("codebase_version")
+    if version != CODEBASE_VERSION:
+        raise DatasetError(
+            f"{root} is LeRobotDataset {version}, this reads {CODEBASE_VERSION}; volar-convert converts older ones"
+        )
+    missing = [key for key in ("fps", "features", "data_path", "total_episodes") if key not in info]
+    if missing:
+        raise DatasetError(f"{root / INFO} lacks {', '.join(missing)}")
+    files = sorted((root / "meta/episodes").glob("*/*.parquet"))
+    if not files:
+        raise DatasetError(f"{root} has no {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
+    episodes = tuple(row for path in files for row in _parsed(path, episode_rows))
+    if len(episodes) != info["total_episodes"]:
+        raise DatasetError(f"{root}: {INFO} says {info['total_episodes']} episodes, meta/episodes has {len(episodes)}")
+    return DatasetInfo(
+        root=root,
+        fps=int(info["fps"]),
+        features=info["features"],
+        data_path=info["data_path"],
+        video_path=info.get("video_path"),
+        episodes=episodes,
+        tasks=_parsed(root / TASKS, _tasks),
+    )
+
+
+def load_contract(root: Path, wanted: PolicyContract | None = None) -> PolicyContract:
+    """The contract of a dataset with its statistics, or of a folder of generated frames.
+
+    `wanted`: what it has to agree with in everything but statistics and chunking. Raises `DatasetError`
+    when there is no dataset or contract, or listing every field that differs.
+    """
+    if not (root / FRAMES).is_file():
+        load_info(root)
+    if not (root / CONTRACT).is_file():
+        raise DatasetError(f"{root} has no {CONTRACT}: units and frames are unknown; volar-convert writes one")
+    contract = PolicyContract.load(root / CONTRACT)
+    if wanted is not None:
+        found = differences(wanted, contract, ignore=("statistics", "chunk_length", "execute_steps"))
+        if found:
+            raise DatasetError(f"the dataset {root} does not fit: " + "; ".join(map(str, found)))
+    return contract
+
+
+def read_episodes(root: Path) -> Iterator[Episode]:
+    """Every episode in order, decoded. Raises `DatasetError` on a file that is missing or cut.
+
+    Where a dataset does not say: no labels are NaN points, the task is the instruction, the seed -1, and a
+    demonstration counts as successful.
+    """
+    info = load_info(root)
+    for path, episodes in info.by_file():
+        yield from read_file(info, path, episodes)
+
+
+def read_file(info: DatasetInfo, path: Path, episodes: list[dict[str, Any]]) -> Iterator[Episode]:
+    """The episodes of one data file, see `DatasetInfo.by_file`."""
+    table = _parsed(path, lambda p: pq.ParquetFile(p).read())
+    index = table.column("index").to_numpy()
+    for episode in episodes:
+        start, stop = np.searchsorted(index, (episode["dataset_from_index"], episode["dataset_to_index"]))
+        if stop - start != episode["length"]:
+            raise DatasetError(
+                f"{path} has {stop - start} of {episode['length']} steps of episode {episode['episode_index']}"
+            )
+        yield _episode(info, table.slice(start, stop - start), episode)
+
+
+def episode_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of one file of `meta/episodes`, without the statistics columns."""
+    names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+    # Through the file, not the dataset API, which would read `chunk-000` as a partition.
+    rows: list[dict[str, Any]] = pq.ParquetFile(path).read(names).to_pylist()
+    return rows
+
+
+def _episode(info: DatasetInfo, table: pa.Table, row: dict[str, Any]) -> Episode:
+    instructions = {info.tasks[i] for i in table.column("task_index").unique().to_pylist()}
+    if len(instructions) != 1:
+        raise DatasetError(
+            f"episode {row['episode_index']} of {info.root} has several instructions: {sorted(instructions)}"
+        )
+    instruction = instructions.pop()
+    names = table.column_names
+    points = np.full((len(table), *POINTS_SHAPE), np.nan, dtype=np.float32)
+    if POINTS in names and info.size(POINTS) == points[0].size:
+        valid = vectors(table, POINTS_VALID).astype(bool)
+        points = np.where(valid, vectors(table, POINTS), np.nan).astype(np.float32).reshape(points.shape)
+    success = row.get("volar/success")
+    if success is None:
+        success = bool(table.column("next.success").to_numpy().any()) if "next.success" in names else True
+    return Episode(
+        images={name: _images(info, table, row, IMAGE_PREFIX + name) for name in info.cameras},
+        state=vectors(table, "observation.state").astype(np.float32, copy=False),
+        actions=vectors(table, "action").astype(np.float32, copy=False),
+        points=points,
+        instruction=instruction,
+        task=row.get("volar/task") or instruction,
+        success=success,
+        seed=row.get("volar/seed", -1),
+    )
+
+
+def vectors(table: pa.Table, key: str) -> NDArray[Any]:
+    """A vector column as (N, D). Raises `DatasetError` naming the columns when it is not there."""
+    if key not in table.column_names:
+        raise DatasetError(f"no column {key!r} (columns: {', '.join(table.column_names)})")
+    column = table.column(key).combine_chunks()
+    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)
+
+
+def _images(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) -> NDArray[np.uint8]:
+    if info.features[key]["dtype"] == "video":
+        return _video(info, table, row, key)
+    data = table.column(key).combine_chunks().field("bytes").to_pylist()
+    images = np.stack([decode_image(d) for d in data])
+    wanted = info.cameras[key.removeprefix(IMAGE_PREFIX)]
+    if images.shape[1:3] != wanted:
+        raise DatasetError(f"{key} of episode {row['episode_index']} is {images.shape[1:3]}, {INFO} says {wanted}")
+    return images
+
+
+def _video(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) -> NDArray[np.uint8]:
+    from lerobot.datasets.video_utils import decode_video_frames
+
+    if info.video_path is None:
+        raise DatasetError(f"{info.root / INFO} has videos but no video_path")
+    chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
+    path = info.root / info.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
+    if not path.is_file():
+        raise DatasetError(f"{info.root} has no {path.relative_to(info.root)}")
+    stamps = table.column("timestamp").to_numpy() + row[f"videos/{key}/from_timestamp"]
+    frames = decode_video_frames(path, stamps.tolist(), 1e-4, "pyav", return_uint8=True)  # (T, 3, H, W)
+    return np.ascontiguousarray(frames.numpy().transpose(0, 2, 3, 1))
+
+
+def _tasks(path: Path) -> tuple[str, ...]:
+    rows = pq.ParquetFile(path).read()
+    # Pandas keeps its index, the instruction, in the last column.
+    text = next(n for n in ("task", "__index_level_0__") if n in rows.column_names)
+    order = np.argsort(rows.column("task_index").to_numpy())
+    return tuple(rows.column(text).to_pylist()[i] for i in order)
+
+
+def _parsed[T](path: Path, read: Callable[[Path], T]) -> T:
     try:
-        table = pa.ipc.open_stream(encoded).read_all()
-        return table, json.loads(table.schema.metadata[b"volar"])
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise DatasetError(f"these {len(encoded)} bytes are no encoded episode: {error}") from error
-
-
-def _check_fits(episode: Episode, contract: PolicyContract) -> None:
-    wrong = []
-    cameras = {c.name: (c.height, c.width, 3) for c in contract.cameras}
-    if cameras.keys() != episode.images.keys():
-        wrong.append(f"cameras {sorted(episode.images)}, the contract {sorted(cameras)}")
-    for name in cameras.keys() & episode.images.keys():
-        image = episode.images[name]
-        if image.shape[1:] != cameras[name] or image.dtype != np.uint8:
-            wrong.append(f"camera {name} {image.dtype} {image.shape[1:]}, the contract uint8 {cameras[name]}")
-    for name, x, size in (
-        ("state", episode.state, len(contract.state_names)),
-        ("actions", episode.actions, contract.action.size),
-    ):
-        if x.dtype != np.float32 or x.shape[1:] != (size,):
-            wrong.append(f"{name} {x.dtype} {x.shape[1:]}, the contract float32 ({size},)")
-    if wrong:
-        raise VolarError("the episode does not fit the contract: " + "; ".join(sorted(wrong)))
+        return read(path)
+    except FileNotFoundError as error:
+        raise DatasetError(f"the dataset has no {path}") from error
+    except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+        raise DatasetError(f"{path} cannot be read, it is cut or damaged: {str(error).splitlines()[0]}") from error
