@@ -1,0 +1,187 @@
+"""volar-export: a policy directory to one self-contained, verified artifact.
+
+    policy.onnx      raw images, state and token ids in; actions in physical units out
+    contract.json    what the policy assumes; its hash is in artifact.json and in the model's metadata
+    tokenizer.json   words of the instruction to ids
+    golden.npz       observations with the chunks they must give, checked at every load
+    README.md        model card
+    artifact.json    format version, hash of every other file
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.command_line import run
+from volar.robots.errors import VolarError
+
+if TYPE_CHECKING:
+    from volar.robots.contract import PolicyContract
+    from volar.vla.processor_volar import TorchPolicy
+
+FORMAT_VERSION = 1
+TOLERANCE = 1e-4  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
+GOLDEN_OBSERVATIONS = 8
+EXAMPLES = ("volar-export policy=runs/policy output=runs/artifact", "volar-export output=runs/artifact overwrite=true")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Settings of `volar-export`."""
+
+    output: Path = field(metadata={"help": "folder for the artifact"})
+    policy: Path | None = field(default=None, metadata={"help": "policy directory or training run; the shipped one by default"})
+    format: Literal["onnx"] = field(default="onnx", metadata={"help": "onnx runs wherever ONNX Runtime does"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
+
+
+def export(config: ExportConfig) -> None:
+    """Writes and verifies the artifact. Raises `VolarError` when the output is taken or parity fails."""
+    from volar.robots.exported_policy import ExportedPolicy
+    from volar.robots.policies import default_policy, find_policy
+    from volar.vla.checkpoint_policy import load
+
+    if config.output.exists() and any(config.output.iterdir()) and not config.overwrite:
+        raise VolarError(f"output {config.output} is not empty; give another folder, or overwrite=true")
+    source = find_policy(config.policy or default_policy())
+    policy = load(source)
+    temporary = config.output.with_name(f".{config.output.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_graph(policy, temporary / "policy.onnx")
+    policy.contract.save(temporary / "contract.json")
+    policy.tokenizer.save(temporary / "tokenizer.json")
+    np.savez_compressed(temporary / "golden.npz", **golden_set(policy))
+    (temporary / "README.md").write_text(model_card(policy, source))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "format": config.format,
+        "contract_sha256": policy.contract.sha256,
+        "text_length": policy.tokenizer.length,
+        "tolerance": TOLERANCE,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temporary.iterdir())},
+    }
+    (temporary / "artifact.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    ExportedPolicy(temporary)  # verifies hashes, contract and the golden set, or raises
+    shutil.rmtree(config.output, ignore_errors=True)
+    temporary.rename(config.output)
+    size = sum(path.stat().st_size for path in config.output.iterdir()) / 1e6
+    print(f"artifact: {config.output} ({size:.1f} MB, contract {policy.contract.sha256[:12]}, golden set verified)")
+
+
+def write_graph(policy: "TorchPolicy", path: Path) -> None:
+    """The inference graph as ONNX: batch one, static shapes."""
+    import logging
+    import warnings
+
+    import torch
+
+    contract, graph = policy.contract, policy.graph
+    names = [camera.name for camera in contract.cameras]
+
+    class Positional(torch.nn.Module):
+        """ONNX inputs are positional: one image tensor a camera, then state and ids."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = graph  # not `graph`: torch.fx has one of its own
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            actions, points = self.inner(dict(zip(names, inputs[:-2], strict=True)), inputs[-2], inputs[-1])
+            return actions, points
+
+    example = (
+        *(torch.zeros(1, camera.height, camera.width, 3, dtype=torch.uint8) for camera in contract.cameras),
+        torch.zeros(1, len(contract.state_names)),
+        torch.zeros(1, policy.tokenizer.length, dtype=torch.int64),
+    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Positional().eval(),
+            example,
+            str(path),
+            input_names=[*(f"image.{name}" for name in names), "state", "input_ids"],
+            output_names=["actions", "points"],
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+
+
+def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[np.generic]]:
+    """Random observations inside the contract, with the torch policy's chunks; see `exported_policy`.
+
+    Images are smooth random fields, states drawn between q01 and q99. An observation whose greedy tokens
+    hang on a logit margin below rounding is drawn again: either answer would be right there.
+    """
+    import torch
+
+    from volar.robots.interface import Observation
+    from volar.vla.modeling_volar import pixels_from_images
+
+    contract = policy.contract
+    rng = np.random.default_rng(0)
+    state = contract.statistics["observation.state"]
+    texts = ["lift the red block", "put the blue block on the plate", "push the green block to the left"]
+    kept: dict[str, list[NDArray[np.generic]]] = {key: [] for key in ("state", "input_ids", "instruction", "actions", "points")}
+    while len(kept["state"]) < GOLDEN_OBSERVATIONS:
+        images = {c.name: _smooth_image(rng, c.height, c.width) for c in contract.cameras}
+        observation = Observation(
+            images, rng.uniform(state.q01, state.q99).astype(np.float32), texts[len(kept["state"]) % len(texts)], 0
+        )
+        text = contract.instruction_template.format(instruction=observation.instruction)
+        ids = policy.tokenizer.encode([text])
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(image)[None] for name, image in images.items()}
+            pixels = pixels_from_images(tensors, policy.graph.model.config.backbone.image_size)
+            scaled = policy.graph.state_scaler(torch.from_numpy(observation.state)[None])
+            top = policy.graph.model(pixels, torch.from_numpy(ids), scaled).action_logits.topk(2, -1).values
+            actions, points = policy.graph(tensors, torch.from_numpy(observation.state)[None], torch.from_numpy(ids))
+        if float((top[..., 0] - top[..., 1]).min()) < 1e-3:
+            continue
+        for name, image in images.items():
+            kept.setdefault(f"image.{name}", []).append(image)
+        row = {"state": observation.state, "input_ids": ids[0], "instruction": np.array(observation.instruction)}
+        for key, value in (row | {"actions": actions[0].numpy(), "points": points[0].numpy()}).items():
+            kept[key].append(value)
+    return {key: np.stack(values) for key, values in kept.items()}
+
+
+def _smooth_image(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    coarse = rng.uniform(0, 255, (6, 6, 3))
+    rows, columns = (np.arange(height) * 6) // height, (np.arange(width) * 6) // width
+    return coarse[rows][:, columns].astype(np.uint8)
+
+
+def model_card(policy: "TorchPolicy", source: Path) -> str:
+    contract = policy.contract
+    cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in contract.cameras)
+    config = policy.graph.model.config
+    return f"""# Volar policy for {contract.robot}
+
+- backbone: {config.backbone.name}, action tokenizer: {config.tokenizer}, exported from `{source.name}`
+- contract: `{contract.sha256}`
+- action: {contract.action.kind} at {contract.action.rate_hz:g} Hz ({", ".join(contract.action.names)}), frame {contract.action.frame},
+  gripper {contract.action.gripper}; chunks of {contract.chunk_length}, {contract.execute_steps} executed before looking again
+- observation: {cameras}; state {", ".join(contract.state_names)}
+
+Run it: `volar-control policy=ARTIFACT robot=sim/{contract.robot} instruction="lift the red block"`.
+Check it: `volar-doctor ARTIFACT`.
+"""
+
+
+def main() -> int:
+    return run("volar-export", ExportConfig, export, doc=__doc__, examples=EXAMPLES)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Between physical units and the network: normalization in, action tokens out, as one graph.
+
+`InferenceGraph` is both what a checkpoint runs and what is exported, so the two cannot differ in their
+processing. Its inputs are raw: uint8 images, the state in physical units, token ids.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from volar.datasets.normalizer import Normalizer
+from volar.robots.contract import ContractError, PolicyContract
+from volar.robots.interface import ActionChunk, Observation
+from volar.vla.action_tokenizers.uniform_bins import BINS, CENTRES
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.modeling_volar import VolarModel, pixels_from_images
+
+STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network nothing more
+
+
+class StateScaler(nn.Module):
+    """Normalizes the state vector: (B, S) physical -> (B, S), q01 and q99 at -1 and 1."""
+
+    def __init__(self, contract: PolicyContract) -> None:
+        super().__init__()
+        normalizer = Normalizer.of(contract.statistics, "observation.state")
+        self.register_buffer("offset", torch.tensor(normalizer.offset, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(normalizer.scale, dtype=torch.float32))
+
+    def forward(self, state: Tensor) -> Tensor:
+        return ((state - self.offset) * self.scale).clamp(-STATE_CLIP, STATE_CLIP)
+
+
+class InferenceGraph(nn.Module):
+    """Raw observation tensors -> chunk in physical units. Greedy decoding of the action tokens."""
+
+    def __init__(self, model: VolarModel, contract: PolicyContract) -> None:
+        super().__init__()
+        self.model = model
+        self.contract = contract
+        self.state_scaler = StateScaler(contract)
+        normalizer = Normalizer.of(contract.statistics, "action")
+        # decode(bin) for each dimension in physical units, clipped to the action's bounds: (A, 256)
+        centres = np.append(CENTRES, CENTRES[-1])[:, None]  # bin 255 decodes as centre 254
+        table = normalizer.unnormalize(np.repeat(centres, contract.action.size, 1)).T
+        table = np.clip(table, np.array(contract.action.low)[:, None], np.array(contract.action.high)[:, None])
+        self.register_buffer("table", torch.tensor(table, dtype=torch.float32))
+
+    def forward(self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """{camera: uint8 (B, H, W, 3)}, (B, S), (B, T) -> actions (B, H, A), points (B, 2, 3) [m]."""
+        pixels = pixels_from_images(images, self.model.config.backbone.image_size)
+        outputs = self.model(pixels, input_ids, self.state_scaler(state))
+        bins = outputs.action_logits.argmax(-1)  # (B, H, A)
+        flat = bins + torch.arange(self.table.shape[0], device=bins.device) * BINS
+        return self.table.flatten()[flat], outputs.points
+
+
+class TorchPolicy:
+    """A checkpoint as a `Policy`; exported artifacts run the same graph without torch."""
+
+    def __init__(self, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
+        self.contract = contract
+        self.tokenizer = tokenizer
+        self.graph = InferenceGraph(model, contract).eval()
+
+    def reset(self, seed: int) -> None:
+        """Nothing to reset: decoding is greedy and the policy has no memory."""
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation) -> ActionChunk:
+        """Raises `ContractError` when cameras or state are not the contract's."""
+        images = {}
+        for camera in self.contract.cameras:
+            image = observation.images.get(camera.name)
+            if image is None or image.shape[:2] != (camera.height, camera.width):
+                found = {name: image.shape for name, image in observation.images.items()}
+                raise ContractError(f"policy wants camera {camera.name} {camera.height}x{camera.width}, found {found}")
+            images[camera.name] = torch.from_numpy(np.ascontiguousarray(image))[None]
+        if observation.state.shape != (len(self.contract.state_names),):
+            raise ContractError(f"policy wants state {self.contract.state_names}, found {observation.state.shape}")
+        text = self.contract.instruction_template.format(instruction=observation.instruction)
+        ids = torch.from_numpy(self.tokenizer.encode([text]))
+        actions, _ = self.graph(images, torch.from_numpy(observation.state)[None], ids)
+        return ActionChunk(actions[0].numpy(), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)
+
+
+def save_policy(directory: Path, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
+    """Writes `config.json`, `contract.json`, `tokenizer.json`, `model.safetensors`."""
+    from safetensors.torch import save_model
+
+    directory.mkdir(parents=True, exist_ok=True)
+    model.config.save(directory / "config.json")
+    contract.save(directory / "contract.json")
+    tokenizer.save(directory / "tokenizer.json")
+    save_model(model, str(directory / "model.safetensors"), metadata={"contract_sha256": contract.sha256})

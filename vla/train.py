@@ -1,0 +1,153 @@
+"""volar-train: a policy from demonstrations, by behaviour cloning; or its grounding stage before that.
+
+Grounding teaches the network to point at what an instruction names, on generated scenes (`volar-collect
+kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' actions and keeps pointing.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from volar.robots.command_line import run
+from volar.robots.errors import UsageError, VolarError
+
+if TYPE_CHECKING:
+    import torch
+
+    from volar.vla.training_run import TrainingRun
+
+EXAMPLES = (
+    "volar-train stage=grounding dataset=runs/scenes minutes=3 output=runs/grounding",
+    "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy",
+    "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy resume=true",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `volar-train`."""
+
+    dataset: Path = field(metadata={"help": "a LeRobotDataset v3 with meta/volar_contract.json, or generated scenes"})
+    output: Path = field(metadata={"help": "folder for checkpoints/ and metrics.jsonl"})
+    stage: Literal["cloning", "grounding"] = field(default="cloning", metadata={"help": "what is learned"})
+    scenes: Path | None = field(default=None, metadata={"help": "generated scenes that cloning keeps pointing on"})
+    scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
+    init: Path | None = field(default=None, metadata={"help": "policy directory or run to start the weights from"})
+    backbone: str = field(default="tiny", metadata={"help": "vision-language model (tiny)"})
+    tokenizer: str = field(default="bins", metadata={"help": "action tokenizer (bins)"})
+    chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
+    execute_steps: int = field(default=4, metadata={"help": "of which executed before looking again"})
+    seed: int = field(default=0, metadata={"help": "initial weights and order of the data"})
+    steps: int | None = field(default=None, metadata={"help": "optimizer steps; this or minutes"})
+    minutes: float | None = field(default=None, metadata={"help": "training time; the schedule fits itself to it"})
+    batch_size: int = field(default=64, metadata={"help": "samples a step, over all processes"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak of the cosine schedule"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's"})
+    warmup_steps: int = field(default=100, metadata={"help": "linear warm-up"})
+    ema_decay: float = field(default=0.998, metadata={"help": "of the averaged weights, which are the policy"})
+    precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto", metadata={"help": "auto: bf16 where this machine multiplies it faster"}
+    )
+    save_every_s: float = field(default=120.0, metadata={"help": "seconds between checkpoints"})
+    save_every_steps: int | None = field(default=None, metadata={"help": "steps between checkpoints, instead"})
+    keep: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
+    resume: bool = field(default=False, metadata={"help": "continue from checkpoints/last"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise UsageError("give steps=N or minutes=M, one of the two")
+        if not 0 <= self.scenes_fraction < 1:
+            raise UsageError(f"scenes_fraction {self.scenes_fraction} is not in [0, 1)")
+        if self.resume and self.overwrite:
+            raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
+
+
+def train(config: TrainConfig) -> None:
+    """Runs a stage to its end, from the start or from the last checkpoint; leaves `checkpoints/last`."""
+    from volar.vla.training_run import TrainingRun
+
+    prepare_output(config)
+    training = TrainingRun.start(config)
+    print(training.summary(), flush=True)
+    with (config.output / "metrics.jsonl").open("a") as log:
+        for metrics in training_steps(config, training):
+            log.write(json.dumps(metrics) + "\n")
+            log.flush()
+    print(f"policy: {training.save()}")
+
+
+def training_steps(config: TrainConfig, training: "TrainingRun") -> Iterator[dict[str, Any]]:
+    """Runs the steps that are left; yields metrics now and then, and saves checkpoints by the clock or count."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    last_save = time.monotonic()
+    started, base_s, base_step = time.monotonic(), training.elapsed_s, training.step
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(config.stage, total=1.0, note="", completed=training.done(config))
+        while training.done(config) < 1.0:
+            losses = training.train_step(learning_rate(config, training.step, training.done(config)))
+            training.elapsed_s = base_s + time.monotonic() - started
+            if training.step % 50 == 0 or training.done(config) >= 1.0:
+                metrics = losses.named()
+                if not math.isfinite(metrics["total"]):
+                    raise VolarError(
+                        f"the loss became {metrics['total']} at step {training.step}; the last checkpoint in "
+                        f"{config.output}/checkpoints is usable: lower learning_rate (is {config.learning_rate}) and resume"
+                    )
+                rate = (training.step - base_step) * config.batch_size / (training.elapsed_s - base_s)
+                note = f"step {training.step}  loss {metrics['total']:.3f}  {rate:.0f} samples/s"
+                bar.update(task, completed=training.done(config), note=note)
+                yield {"step": training.step, "elapsed_s": round(training.elapsed_s, 2), "samples_per_s": round(rate, 1)} | {
+                    name: round(value, 5) for name, value in metrics.items()
+                }
+            due = time.monotonic() - last_save > config.save_every_s
+            if config.save_every_steps:
+                due = training.step % config.save_every_steps == 0
+            if due:
+                training.save()
+                last_save = time.monotonic()
+
+
+def learning_rate(config: TrainConfig, step: int, done: float) -> float:
+    """Linear warm-up, then a cosine to 2 % of the peak at `done` = 1."""
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def prepare_output(config: TrainConfig) -> None:
+    """Makes the output folder, or refuses one that holds something else. Raises `VolarError`."""
+    import shutil
+
+    record = config.output / "train.json"
+    wanted = {key: str(value) for key, value in sorted(asdict(replace(config, resume=False, overwrite=False)).items())}
+    if config.resume:
+        if not record.is_file():
+            raise VolarError(f"{config.output} holds no training run to resume; leave resume=true away to start one")
+        before = json.loads(record.read_text())
+        free = ("steps", "minutes", "keep", "save_every_s", "save_every_steps", "output")
+        differing = [f"{k}: was {before.get(k)}, is {v}" for k, v in wanted.items() if before.get(k) != v and k not in free]
+        if differing:
+            raise VolarError(f"{config.output} was trained with other settings ({'; '.join(differing)})")
+        return
+    if config.output.exists() and any(config.output.iterdir()):
+        if not config.overwrite:
+            raise VolarError(
+                f"output {config.output} is not empty; give another, resume=true to continue it, or overwrite=true"
+            )
+        shutil.rmtree(config.output)
+    config.output.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(wanted, indent=1) + "\n")
+
+
+def main() -> int:
+    return run("volar-train", TrainConfig, train, doc=__doc__, examples=EXAMPLES)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""One training run in memory: data, network, optimizer, averaged weights; one step at a time."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volar.datasets.action_chunks import ActionChunks, Batch, ShuffledIndices
+from volar.datasets.frame_cache import FrameCache
+from volar.datasets.lerobot_format import load_contract
+from volar.datasets.normalizer import Normalizer
+from volar.robots.contract import ContractError, PolicyContract
+from volar.robots.errors import VolarError
+from volar.vla.action_tokenizers import action_tokenizer
+from volar.vla.backbone import BackboneConfig
+from volar.vla.configuration_volar import VolarConfig
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.losses import Losses, imitation_loss
+from volar.vla.modeling_volar import VOCABULARY, VolarModel, pixels_from_images
+from volar.vla.processor_volar import StateScaler, save_policy
+from volar.vla.training_state import WeightAverage, load_training_state, publish, save_training_state
+
+if TYPE_CHECKING:
+    from volar.vla.train import TrainConfig
+
+
+@dataclass
+class Part:
+    """One source of samples: its chunks, its shuffled order, and how many of a batch it gives."""
+
+    chunks: ActionChunks
+    order: ShuffledIndices
+    share: int
+    token_ids: np.ndarray  # (instructions, T)
+    has_actions: bool
+
+
+class TrainingRun:
+    """Everything that changes while training; `step` and `elapsed_s` say how far it is."""
+
+    def __init__(
+        self, config: "TrainConfig", model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer, parts: list[Part]
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(mixed_precision=choose_precision(config.precision))
+        self.config, self.contract, self.tokenizer, self.parts = config, contract, tokenizer, parts
+        self.step, self.elapsed_s = 0, 0.0
+        decayed = [p for p in model.parameters() if p.ndim >= 2]
+        plain = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.average = WeightAverage(self.bare, config.ema_decay)
+        device = self.accelerator.device
+        self.state_scaler = StateScaler(contract).to(device)
+        self.action_normalizer = Normalizer.of(contract.statistics, "action") if parts[0].has_actions else None
+        self.point_std = torch.tensor(model.config.point_std, device=device)
+
+    @property
+    def bare(self) -> VolarModel:
+        """The network without what Accelerate wraps around it."""
+        model: VolarModel = self.accelerator.unwrap_model(self.model)
+        return model
+
+    @staticmethod
+    def start(config: "TrainConfig") -> "TrainingRun":
+        """A new run, or the one in `config.output` with `resume`. Raises `VolarError` on unusable input."""
+        torch.manual_seed(config.seed)
+        sources = [config.dataset, *([config.scenes] if config.scenes and config.stage == "cloning" else [])]
+        caches = [open_frames(source) for source in sources]
+        contract = training_contract(config, [load_contract(source) for source in sources])
+        instructions = [text for cache in caches for text in cache.instructions]
+        if config.init is not None:
+            from volar.robots.policies import find_policy
+            from volar.vla.checkpoint_policy import load_parts
+
+            model, before, tokenizer = load_parts(find_policy(config.init))
+            require_same_inputs(before, contract, config.init)
+            model = with_contract(model, contract)
+        else:
+            tokenizer = InstructionTokenizer.load()
+            action_tokenizer(config.tokenizer, VOCABULARY)
+            size = contract.cameras[0].width
+            grid = BackboneConfig(name=config.backbone, image_size=size, patch_size=size // 8)
+            sides = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
+            model = VolarModel(VolarConfig(backbone=grid, tokenizer=config.tokenizer, camera_tokens=sides), contract)
+        tokenizer = tokenizer.with_words(instructions)
+        training = TrainingRun(config, model, contract, tokenizer, make_parts(config, caches, contract, tokenizer))
+        if config.resume:
+            training.restore()
+        return training
+
+    def restore(self) -> None:
+        last = self.config.output / "checkpoints" / "last"
+        if not last.exists():
+            return  # killed before the first checkpoint: start again
+        from safetensors.torch import load_model
+
+        load_model(self.bare, str(last / "pretrained_model" / "model.safetensors"))
+        self.average = WeightAverage(self.bare, self.config.ema_decay)
+        progress = load_training_state(last / "training_state", self.bare, self.optimizer)
+        self.step, self.elapsed_s = int(progress["step"]), float(progress["elapsed_s"])
+
+    def done(self, config: "TrainConfig") -> float:
+        """The share of the run that is over, in [0, 1]."""
+        if config.steps is not None:
+            return min(1.0, self.step / config.steps)
+        return min(1.0, self.elapsed_s / (60 * float(config.minutes or 1)))
+
+    def train_step(self, learning_rate: float) -> Losses:
+        """One optimizer step on the batch that `seed` and `step` determine."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sample = self.batch(self.step)
+        with self.accelerator.autocast():
+            outputs = self.model(sample["pixels"], sample["input_ids"], sample["state"])
+        losses = imitation_loss(outputs, sample["actions"], sample["mask"], sample["points"], self.point_std)
+        self.accelerator.backward(losses.total)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.average.update(self.bare, self.step)
+        return losses
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The tensors of one step on this process's device; each process takes its slice of every part."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        pieces = [
+            self._tensors(part, part.chunks.batch(part.order.at(step)[rank::ranks])) for part in self.parts
+        ]
+        merged = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        merged = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in merged.items()}
+        merged["pixels"] = pixels_from_images(
+            {c.name: merged[f"image.{c.name}"] for c in self.contract.cameras}, self.bare.config.backbone.image_size
+        )
+        merged["state"] = self.state_scaler(merged["state"])
+        return merged
+
+    def _tensors(self, part: Part, batch: Batch) -> dict[str, Tensor]:
+        actions = batch.actions
+        if part.has_actions and self.action_normalizer is not None:
+            actions = self.action_normalizer.normalize(actions).astype(np.float32)
+        mask = batch.action_mask if part.has_actions else np.zeros_like(batch.action_mask)
+        return {f"image.{name}": torch.from_numpy(image) for name, image in batch.images.items()} | {
+            "state": torch.from_numpy(batch.state),
+            "input_ids": torch.from_numpy(part.token_ids[batch.instruction_id]),
+            "actions": torch.from_numpy(actions),
+            "mask": torch.from_numpy(mask),
+            "points": torch.from_numpy(batch.points),
+        }
+
+    def save(self) -> Path:
+        """Writes a checkpoint; returns its policy directory."""
+        root = self.config.output / "checkpoints"
+        temporary = root / ".writing"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.average.swap(self.bare)
+            save_policy(temporary / "pretrained_model", self.bare, self.contract, self.tokenizer)
+            self.average.swap(self.bare)
+            progress = {"step": self.step, "elapsed_s": self.elapsed_s}
+            save_training_state(temporary / "training_state", self.bare, self.optimizer.optimizer, progress)
+            publish(root, self.step, temporary, self.config.keep)
+        self.accelerator.wait_for_everyone()
+        return root / "last" / "pretrained_model"
+
+    def summary(self) -> str:
+        frames = ", ".join(f"{len(part.chunks)} frames ({part.share} a batch)" for part in self.parts)
+        size = sum(p.numel() for p in self.bare.parameters()) / 1e6
+        how = self.accelerator.mixed_precision
+        return f"{self.config.stage}: {size:.2f} M parameters, {frames}, precision {how}, on {self.accelerator.device}"
+
+
+def open_frames(source: Path) -> FrameCache:
+    """The frames of a dataset, decoded on first use, or of generated scenes."""
+    if (source / "cache.json").is_file():
+        return FrameCache.open(source)
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"decoding {source}")
+        return FrameCache.build(source, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def make_parts(
+    config: "TrainConfig", caches: list[FrameCache], contract: PolicyContract, tokenizer: InstructionTokenizer
+) -> list[Part]:
+    """The demonstrations first, then the generated scenes with their share of the batch."""
+    scenes = round(config.scenes_fraction * config.batch_size) if len(caches) > 1 else 0
+    shares = [config.batch_size - scenes, scenes]
+    parts = []
+    for i, cache in enumerate(caches):
+        chunks = ActionChunks(cache, contract.chunk_length)
+        if len(chunks) < shares[i]:
+            raise VolarError(f"{len(chunks)} frames do not fill a batch of {shares[i]}; collect more or lower batch_size")
+        order = ShuffledIndices(len(chunks), shares[i], seed=config.seed + i)
+        texts = [contract.instruction_template.format(instruction=text) for text in cache.instructions]
+        parts.append(Part(chunks, order, shares[i], tokenizer.encode(texts), config.stage == "cloning" and i == 0))
+    return parts
+
+
+def training_contract(config: "TrainConfig", contracts: list[PolicyContract]) -> PolicyContract:
+    """The dataset's contract with this run's chunk. Raises `ContractError` when the sources do not fit."""
+    contract = replace(contracts[0], chunk_length=config.chunk_length, execute_steps=config.execute_steps)
+    if config.stage == "cloning" and "action" not in contract.statistics:
+        raise ContractError(f"{config.dataset} holds no action statistics: cloning needs demonstrations (stage=grounding does not)")
+    for other in contracts[1:]:
+        require_same_inputs(other, contract, config.scenes)
+    return contract
+
+
+def require_same_inputs(a: PolicyContract, b: PolicyContract, where: Path | None) -> None:
+    """Raises `ContractError` listing the differing fields among robot, cameras, state and action."""
+    from volar.robots.contract import differences
+
+    ignore = ("statistics", "chunk_length", "execute_steps", "preprocessing", "instruction_template")
+    found = differences(b, a, ignore=ignore)
+    if found:
+        raise ContractError(f"{where} does not fit the dataset: " + "; ".join(map(str, found)))
+
+
+def with_contract(model: VolarModel, contract: PolicyContract) -> VolarModel:
+    """The weights in a network of this contract; the chunk's queries may differ in number."""
+    fresh = VolarModel(model.config, contract)
+    weights: dict[str, Any] = model.state_dict()
+    if weights["action_queries"].shape != fresh.action_queries.shape:
+        weights["action_queries"] = fresh.action_queries.detach()
+    fresh.load_state_dict(weights)
+    return fresh
+
+
+def choose_precision(wanted: str) -> str:
+    """`auto`: bf16 where a matrix product of the training's size is at least 1.5x faster in it, else fp32."""
+    if wanted != "auto":
+        return "bf16" if wanted == "bf16" else "no"
+    import time
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(4096, 128, dtype=dtype, device=device), torch.ones(128, 256, dtype=dtype, device=device)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            (a @ b).sum().item()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return "bf16" if seconds(torch.bfloat16) * 1.5 < seconds(torch.float32) else "no"
