@@ -1,88 +1,199 @@
-"""Demonstrations: a scripted expert acting in a task, as episodes."""
+"""volar-collect: demonstrations of a suite as a LeRobotDataset v3, or labelled scenes for grounding.
 
-from dataclasses import dataclass
+Each demonstration is determined by `seed` and its number, whoever makes it: the data does not depend on the
+number of workers nor on interruptions. Its environment seed lies above 2^32, so that no evaluation, whose
+seeds count from 0, repeats a layout that was trained on.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+import os
+import shutil
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from volar.datasets.episode import Episode
-from volar.sim.world import StepDriver
+from volar.robots.command_line import run
+from volar.robots.contract import CameraSpec, PolicyContract
+from volar.robots.errors import UsageError, VolarError
+from volar.robots.spec import load_robot
+
+if TYPE_CHECKING:
+    from volar.datasets.episode_writer import EpisodeWriter
+    from volar.sim.demonstration import DemonstrationMaker
+
+EXAMPLES = (
+    "volar-collect suite=tabletop episodes=400 output=runs/demonstrations",
+    "volar-collect tasks=reach,lift episodes=1600 output=runs/demonstrations resume=true",
+    "volar-collect kind=scenes scenes=30000 output=runs/scenes",
+)
+_AHEAD = 6  # demonstrations a worker may be ahead of the writer, which takes them in order
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
-    """Disturbances of what a demonstration executes; what it records stays the expert's answer.
+class CollectConfig:
+    """Settings of `volar-collect`."""
 
-    Laskey, Lee, Fox, Dragan, Goldberg, "DART: Noise Injection for Robust Imitation Learning" (CoRL 2017): the
-    states around the expert's path are visited, with the way back from them. Pushes start with
-    `push_probability` in each step, last up to `push_steps` steps and displace by up to `push_m` [m] a step;
-    `jitter_m` [m] is white noise in every step. `scale` multiplies all of them; 0 is a clean demonstration.
-    """
+    output: Path = field(metadata={"help": "folder for the dataset"})
+    kind: Literal["demonstrations", "scenes"] = field(default="demonstrations", metadata={"help": "what to collect"})
+    suite: str = field(default="tabletop", metadata={"help": "tasks to demonstrate"})
+    tasks: tuple[str, ...] = field(default=(), metadata={"help": "some of them; [] for the whole suite"})
+    episodes: int = field(default=400, metadata={"help": "demonstrations, over all tasks in turn"})
+    scenes: int = field(default=30_000, metadata={"help": "scenes, for kind=scenes"})
+    seed: int = field(default=0, metadata={"help": "decides layouts, orders and disturbances"})
+    robot: str = field(default="fr3", metadata={"help": "robot"})
+    cameras: tuple[str, ...] = field(default=("front", "wrist"), metadata={"help": "cameras to record"})
+    image_size: int = field(default=96, metadata={"help": "pixels, square"})
+    noise: float = field(default=1.0, metadata={"help": "scale of the disturbances (DART); 0: clean demonstrations"})
+    workers: int = field(default=0, metadata={"help": "processes; 0: one for each CPU"})
+    resume: bool = field(default=False, metadata={"help": "continue what an interruption left in output"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
 
-    scale: float = 1.0
-    push_probability: float = 0.06
-    push_steps: int = 4
-    push_m: float = 0.015
-    jitter_m: float = 0.002
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("scenes", 1), ("image_size", 16), ("seed", 0), ("noise", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        if self.resume and self.overwrite:
+            raise UsageError("resume=true and overwrite=true exclude each other")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks to demonstrate. Raises `Unknown` for a suite or task that does not exist."""
+        from volar.sim.tasks import load_suite, load_task
+
+        suite = tuple(task.name for task in load_suite(self.suite))
+        return tuple(load_task(name).name for name in self.tasks) or suite
+
+    @property
+    def contract(self) -> PolicyContract:
+        """That of the dataset: no statistics yet, single actions. Raises `Unknown` for a robot or camera."""
+        from volar.robots.errors import Unknown
+
+        spec = load_robot(self.robot)
+        for camera in self.cameras:
+            if camera not in spec.cameras:
+                raise Unknown("camera", camera, spec.cameras)
+        return PolicyContract(
+            robot=spec.name,
+            action=spec.action,
+            state_names=spec.state_names,
+            state_units=spec.state_units,
+            cameras=tuple(CameraSpec(name, self.image_size, self.image_size) for name in self.cameras),
+            chunk_length=1,
+            execute_steps=1,
+        )
 
 
-class _Disturbance:
-    """Temporally correlated translation noise, one episode's worth."""
-
-    def __init__(self, config: NoiseConfig, rng: np.random.Generator) -> None:
-        self._config, self._rng = config, rng
-        self._left = 0
-        self._push = np.zeros(3)
-
-    def sample(self) -> NDArray[np.float64]:
-        """The displacement (3,) [m] to add to this step."""
-        config, rng = self._config, self._rng
-        if self._left == 0 and rng.random() < config.push_probability:
-            direction = rng.normal(size=3)
-            self._push = direction / np.linalg.norm(direction) * rng.uniform(0.3, 1.0) * config.push_m
-            self._left = int(rng.integers(1, config.push_steps + 1))
-        push = self._push if self._left > 0 else np.zeros(3)
-        self._left = max(0, self._left - 1)
-        return np.asarray(config.scale * (push + rng.normal(scale=config.jitter_m, size=3)))
+def main() -> int:
+    return run("volar-collect", CollectConfig, collect, doc=__doc__, examples=EXAMPLES)
 
 
-def rollout(driver: StepDriver, seed: int, noise: NoiseConfig | None = None) -> Episode:
-    """One demonstration; determined by the arguments alone.
+def collect(config: CollectConfig) -> None:
+    """Collects what the config says. Raises `VolarError`."""
+    workers = config.workers or len(os.sched_getaffinity(0))
+    if config.kind == "scenes":
+        from volar.sim.collect_scenes import ScenesConfig, collect_scenes
 
-    Each step records the images, the state and the points before its action, and the expert's own answer to
-    them; what is executed is that answer, disturbed. Ends `steps_after_success` steps after success, or
-    after the task's `max_steps`. Raises `SimulationDiverged`.
-    """
-    noise = noise or NoiseConfig()
-    driver.reset(seed)
-    world = driver.world
-    disturbance = _Disturbance(noise, np.random.default_rng([seed, 1]))
-    low, high = np.array(world.spec.action.low), np.array(world.spec.action.high)
-    images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in world.body.cameras}
-    states, actions, points = [], [], []
-    success, left = False, world.task.steps_after_success
-    for _ in range(world.task.max_steps):
-        for name, image in world.body.images().items():
-            images[name].append(image)
-        states.append(driver.proprio())
-        points.append(world.points())
-        answer = np.clip(world.expert(), low, high)
-        actions.append(answer.astype(np.float32))
-        executed = answer.copy()
-        executed[:3] += disturbance.sample()
-        driver.step(np.clip(executed, low, high).astype(np.float32))
-        success = success or world.success()
-        if success:
-            if left == 0:
-                break
-            left -= 1
-    return Episode(
-        images={name: np.stack(frames) for name, frames in images.items()},
-        state=np.stack(states),
-        actions=np.stack(actions),
-        points=np.stack(points),
-        instruction=world.instruction,
-        task=world.task.name,
-        success=success and world.success(),
-        seed=seed,
-    )
+        if config.tasks:
+            raise UsageError("tasks= is for demonstrations; kind=scenes asks about all tasks")
+        if config.overwrite:
+            _remove_scenes(config.output)
+        wanted = ScenesConfig(config.scenes, config.seed, config.robot, config.cameras, config.image_size)
+        collect_scenes(wanted, config.output, workers)
+        return
+    collect_demonstrations(config, workers)
+
+
+def collect_demonstrations(config: CollectConfig, workers: int) -> None:
+    """Writes the demonstrations, with a progress bar. Raises `VolarError`; an interrupt leaves what is whole."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    tasks = config.task_names
+    writer = _writer(config, tasks)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task(f"demonstrations of {', '.join(tasks)}", total=config.episodes, completed=writer.episodes)
+        try:
+            for encoded in _demonstrations(config, tasks, writer.episodes, workers):
+                writer.append(encoded)
+                bar.advance(shown)
+        except (KeyboardInterrupt, VolarError):
+            writer.flush()  # so that resume=true loses nothing
+            raise
+    writer.finalize()
+    print(f"{writer.episodes} demonstrations of {', '.join(tasks)} in {config.output}")
+
+
+def _remove_scenes(output: Path) -> None:
+    """What `collect_scenes` writes, nothing else."""
+    for name in ("images", "shards", "meta"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for path in [*output.glob("*.npy"), output / "cache.json", output / "scenes.json"]:
+        path.unlink(missing_ok=True)
+
+
+def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
+    from volar.datasets.episode_writer import EpisodeWriter
+    from volar.datasets.lerobot_layout import WRITER
+
+    # More `episodes` than before is a longer run of the same dataset; everything else makes another one.
+    source = {"made_by": "volar-collect", "tasks": ",".join(tasks), "seed": config.seed, "noise": config.noise}
+    if config.resume and (config.output / WRITER).is_file():
+        writer = EpisodeWriter.resume(config.output, config.contract, source)
+        if writer.episodes > config.episodes:
+            raise VolarError(f"{config.output} has {writer.episodes} episodes already, more than episodes={config.episodes}")
+        return writer
+    return EpisodeWriter.create(config.output, config.contract, source=source, overwrite=config.overwrite)
+
+
+def _demonstrations(config: CollectConfig, tasks: tuple[str, ...], first: int, workers: int) -> Iterator[bytes]:
+    """Encoded demonstrations from number `first` on, in order, made by `workers` processes."""
+    # spawn: each worker makes its own renderer and inherits none of this process's state.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(config, tasks))
+    waiting: deque[Future[bytes]] = deque()
+    numbers = iter(range(first, config.episodes))
+    try:
+        for _ in range(workers * _AHEAD):
+            if (number := next(numbers, None)) is not None:
+                waiting.append(pool.submit(_make, number))
+        while waiting:
+            yield waiting.popleft().result()
+            if (number := next(numbers, None)) is not None:
+                waiting.append(pool.submit(_make, number))
+    except BrokenProcessPool as error:
+        raise VolarError("a worker process was killed (out of memory?); continue with resume=true workers=1") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}  # a worker process's own makers and settings
+
+
+def _start_worker(config: CollectConfig, tasks: tuple[str, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes decides when to stop
+    _worker.update(config=config, tasks=tasks, contract=config.contract, makers={})
+
+
+def _make(number: int) -> bytes:
+    """Demonstration `number` of this worker's config, encoded."""
+    from volar.datasets.lerobot_layout import encode_episode
+
+    config: CollectConfig = _worker["config"]
+    task: str = _worker["tasks"][number % len(_worker["tasks"])]
+    makers: dict[str, DemonstrationMaker] = _worker["makers"]
+    if task not in makers:
+        makers[task] = _maker(config, task)
+    return encode_episode(makers[task].successful(config.seed, number), _worker["contract"])
+
+
+def _maker(config: CollectConfig, task: str) -> "DemonstrationMaker":
+    from volar.sim.demonstration import DemonstrationMaker, Disturbances
+    from volar.sim.world import StepDriver, TaskWorld
+
+    world = TaskWorld(task, config.robot, config.cameras, config.image_size)
+    return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise))

@@ -1,0 +1,120 @@
+"""One demonstration: a scripted expert acting in a task, disturbed, as an episode."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.datasets.episode import Episode
+from volar.robots.errors import VolarError
+from volar.sim.sim_robot import SimulationDiverged
+from volar.sim.world import StepDriver
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """Disturbances of what a demonstration executes; what it records stays the expert's answer.
+
+    Laskey, Lee, Fox, Dragan, Goldberg, "DART: Noise Injection for Robust Imitation Learning" (CoRL 2017): the
+    states around the expert's path are visited, with the way back from them. Pushes start with
+    `push_probability` in each step, last up to `push_steps` steps and displace by up to `push_m` [m] a step;
+    `jitter_m` [m] is white noise in every step. `scale` multiplies all of them; 0 is a clean demonstration.
+    """
+
+    scale: float = 1.0
+    push_probability: float = 0.06
+    push_steps: int = 4
+    push_m: float = 0.015
+    jitter_m: float = 0.002
+
+
+class _Sampler:
+    """Temporally correlated translation noise, one episode's worth."""
+
+    def __init__(self, config: Disturbances, rng: np.random.Generator) -> None:
+        self._config, self._rng = config, rng
+        self._left = 0
+        self._push = np.zeros(3)
+
+    def sample(self) -> NDArray[np.float64]:
+        """The displacement (3,) [m] to add to this step."""
+        config, rng = self._config, self._rng
+        if self._left == 0 and rng.random() < config.push_probability:
+            direction = rng.normal(size=3)
+            self._push = direction / np.linalg.norm(direction) * rng.uniform(0.3, 1.0) * config.push_m
+            self._left = int(rng.integers(1, config.push_steps + 1))
+        push = self._push if self._left > 0 else np.zeros(3)
+        self._left = max(0, self._left - 1)
+        return np.asarray(config.scale * (push + rng.normal(scale=config.jitter_m, size=3)))
+
+
+def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) -> Episode:
+    """One demonstration; determined by the arguments alone.
+
+    Each step records the images, the state and the points before its action, and the expert's own answer to
+    them; what is executed is that answer, disturbed. Ends `steps_after_success` steps after success, or
+    after the task's `max_steps`. Raises `SimulationDiverged`.
+    """
+    noise = noise or Disturbances()
+    driver.reset(seed)
+    world = driver.world
+    sampler = _Sampler(noise, np.random.default_rng([seed, 1]))
+    low, high = np.array(world.spec.action.low), np.array(world.spec.action.high)
+    images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in world.body.cameras}
+    states, actions, points = [], [], []
+    success, left = False, world.task.steps_after_success
+    for _ in range(world.task.max_steps):
+        for name, image in world.body.images().items():
+            images[name].append(image)
+        states.append(driver.proprio())
+        points.append(world.points())
+        answer = np.clip(world.expert(), low, high)
+        actions.append(answer.astype(np.float32))
+        executed = answer.copy()
+        executed[:3] += sampler.sample()
+        driver.step(np.clip(executed, low, high).astype(np.float32))
+        success = success or world.success()
+        if success:
+            if left == 0:
+                break
+            left -= 1
+    return Episode(
+        images={name: np.stack(frames) for name, frames in images.items()},
+        state=np.stack(states),
+        actions=np.stack(actions),
+        points=np.stack(points),
+        instruction=world.instruction,
+        task=world.task.name,
+        success=success,
+        seed=seed,
+    )
+
+
+# Above every seed that evaluations use; the attempts of one demonstration are this far apart.
+_FIRST_SEED, _SEEDS_A_RUN, _SEEDS_AN_ATTEMPT = 2**32, 2**32, 2**28
+_ATTEMPTS = 8
+
+
+def demonstration_seed(run_seed: int, number: int, attempt: int = 0) -> int:
+    """The environment seed of demonstration `number` of a run; distinct for all, and from evaluation seeds."""
+    return _FIRST_SEED + run_seed * _SEEDS_A_RUN + attempt * _SEEDS_AN_ATTEMPT + number
+
+
+@dataclass(frozen=True)
+class DemonstrationMaker:
+    """Successful demonstrations of one task, each determined by its run's seed and its number."""
+
+    driver: StepDriver
+    noise: Disturbances
+
+    def successful(self, run_seed: int, number: int) -> Episode:
+        """The first attempt that succeeds. Raises `VolarError` naming the seeds when none does."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                episode = rollout(self.driver, demonstration_seed(run_seed, number, attempt), self.noise)
+            except SimulationDiverged:
+                continue
+            if episode.success:
+                return episode
+        task, seed = self.driver.world.task.name, demonstration_seed(run_seed, number)
+        raise VolarError(f"the expert for {task} failed {_ATTEMPTS} times (seeds {seed} + k 2^28); lower noise={self.noise.scale}")
