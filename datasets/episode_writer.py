@@ -33,6 +33,7 @@ from volar.datasets.lerobot_layout import (
     TASKS,
     WRITER,
     DatasetError,
+    arrow_schema,
     decode_image,
     decode_stream,
     encode_episode,
@@ -192,9 +193,9 @@ class EpisodeWriter:
             tables.append(placed)
             rows.append(_episode_row(placed, facts, shard))
             frame += len(table)
-        order = list(features(self.contract))
-        schema = tables[0].select(order).schema.with_metadata({"huggingface": _hf_features(features(self.contract))})
-        write_durably(self._path(DATA_PATH, shard), _parquet([t.select(order).cast(schema) for t in tables]))
+        schema = arrow_schema(self.contract)
+        tables = [table.select(schema.names).cast(schema) for table in tables]
+        write_durably(self._path(DATA_PATH, shard), _parquet(tables))
         write_durably(self._path(EPISODES_PATH, shard), _parquet([pa.Table.from_pylist(rows)]))
 
     def _close_shard(self) -> None:
@@ -297,18 +298,6 @@ def _parquet(groups: list[pa.Table]) -> bytes:
         for table in groups:
             writer.write_table(table)
     return bytes(sink.getvalue())
-
-
-def _hf_features(columns: dict[str, dict[str, Any]]) -> bytes:
-    """The schema metadata from which HuggingFace `datasets` knows the types."""
-
-    def one(f: dict[str, Any]) -> dict[str, Any]:
-        if f["dtype"] == "image":
-            return {"_type": "Image"}
-        value = {"dtype": f["dtype"], "_type": "Value"}
-        return value if f["shape"] == [1] else {"feature": value, "length": f["shape"][0], "_type": "List"}
-
-    return json.dumps({"info": {"features": {name: one(f) for name, f in columns.items()}}}).encode()
 
 
 def _tasks_file(instructions: list[str]) -> bytes:

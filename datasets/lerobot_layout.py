@@ -29,6 +29,7 @@ WRITER = "meta/volar_writer.json"
 FRAMES = "cache.json"  # of a folder of decoded frames, see `frame_cache.py`
 
 IMAGE_PREFIX = "observation.images."
+IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 # Statistics over NaN are NaN, so what is not there is stored as zero with False beside it.
 POINTS, POINTS_VALID = "annotation.points", "annotation.points_valid"
 # Frames of an episode whose pixels enter its image statistics.
@@ -69,6 +70,23 @@ def features(contract: PolicyContract) -> dict[str, dict[str, Any]]:
         "timestamp": entry("float32", None, 1),
         **{name: entry("int64", None, 1) for name in ("frame_index", "episode_index", "index", "task_index")},
     }
+
+
+def arrow_schema(contract: PolicyContract) -> pa.Schema:
+    """Types of the data files' columns, with the metadata that HuggingFace `datasets` knows them by."""
+    types: dict[str, pa.DataType] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for name, feature in features(contract).items():
+        if feature["dtype"] == "image":
+            types[name], described[name] = IMAGE_TYPE, {"_type": "Image"}
+            continue
+        types[name] = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}[feature["dtype"]]
+        described[name] = {"dtype": feature["dtype"], "_type": "Value"}
+        if feature["shape"] != [1]:
+            length = feature["shape"][0]
+            types[name] = pa.list_(pa.field("element", types[name]), length)
+            described[name] = {"feature": described[name], "length": length, "_type": "List"}
+    return pa.schema(types, metadata={"huggingface": json.dumps({"info": {"features": described}})})
 
 
 def encode_image(image: NDArray[np.uint8]) -> bytes:
@@ -122,7 +140,7 @@ def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
     for camera in contract.cameras:
         frames = episode.images[camera.name]
         rows = [{"bytes": encode_image(frame), "path": None} for frame in frames]
-        columns[IMAGE_PREFIX + camera.name] = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+        columns[IMAGE_PREFIX + camera.name] = pa.array(rows, IMAGE_TYPE)
         statistics[IMAGE_PREFIX + camera.name] = lerobot_image_statistics(frames[sample])
     for name, x in vectors.items():
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])

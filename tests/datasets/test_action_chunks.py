@@ -1,0 +1,184 @@
+"""Samples are those of the episodes, chunks stay inside them, the order is a function of seed and step."""
+
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from volar.datasets.action_chunks import ActionChunks, ShuffledIndices
+from volar.datasets.durable_file import OutputExists
+from volar.datasets.episode import Episode
+from volar.datasets.episode_writer import EpisodeWriter
+from volar.datasets.frame_cache import FrameCache
+from volar.datasets.lerobot_format import load_contract
+from volar.datasets.lerobot_layout import DatasetError
+from volar.robots.contract import PolicyContract
+from volar.robots.errors import VolarError
+
+
+@pytest.fixture(scope="module")
+def cache(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
+    return FrameCache.build(dataset, tmp_path_factory.mktemp("cache"))
+
+
+def in_memory(lengths: list[int]) -> FrameCache:
+    """Frames whose action is their own index; one tiny camera."""
+    n = sum(lengths)
+    return FrameCache.from_arrays(
+        images={"front": np.arange(n, dtype=np.uint8).repeat(3).reshape(n, 1, 1, 3)},
+        state=np.zeros((n, 2), np.float32),
+        action=np.arange(n, dtype=np.float32)[:, None],
+        points=np.full((n, 2, 5), np.nan, np.float32),
+        instruction_id=np.zeros(n, np.int32),
+        instructions=["go"],
+        episode_end=np.repeat(np.cumsum(lengths), lengths),
+    )
+
+
+def test_the_cache_holds_every_frame(cache: FrameCache, episode: Callable[[int], Episode]) -> None:
+    start = 0
+    for wanted in map(episode, range(11)):
+        place = slice(start, start + len(wanted))
+        for camera, images in wanted.images.items():
+            np.testing.assert_array_equal(cache.images[camera][place], images)
+        np.testing.assert_array_equal(cache.state[place], wanted.state)
+        np.testing.assert_array_equal(cache.action[place], wanted.actions)
+        np.testing.assert_array_equal(cache.points[place], wanted.points)
+        assert (cache.episode_end[place] == start + len(wanted)).all()
+        assert {cache.instructions[i] for i in cache.instruction_id[place]} == {wanted.instruction}
+        start += len(wanted)
+    assert len(cache) == start
+    with pytest.raises(ValueError, match="read-only"):
+        cache.images["front"][0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        cache.action[0] = 0
+
+
+def test_the_cache_is_built_once_and_never_stale(
+    tmp_path: Path, contract: PolicyContract, episode: Callable[[int], Episode]
+) -> None:
+    root, calls = tmp_path / "out", list[tuple[int, int]]()
+    writer = EpisodeWriter.create(root, contract)
+    writer.append(episode(0))
+    writer.finalize()
+    for _ in range(2):
+        assert len(FrameCache.build(root, progress=lambda done, total: calls.append((done, total)))) == 3
+    assert calls == [(3, 3)]
+    writer = EpisodeWriter.resume(root)
+    writer.append(episode(1))
+    writer.finalize()
+    assert len(FrameCache.build(root)) == 3 + 4
+    assert len(list((root / ".volar_cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_cache_does_not_depend_on_its_workers(
+    dataset: Path, cache: FrameCache, tmp_path: Path, workers: int
+) -> None:
+    other = FrameCache.build(dataset, tmp_path, workers=workers)
+    np.testing.assert_array_equal(other.images["wrist"], cache.images["wrist"])
+    np.testing.assert_array_equal(other.points, cache.points)
+
+
+def test_a_damaged_dataset_leaves_no_cache(dataset: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    file = root / "data/chunk-000/file-002.parquet"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(DatasetError, match="file-002"):
+        FrameCache.build(root, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(DatasetError, match="no complete frame cache"):
+        FrameCache.open(tmp_path / "cache")
+
+
+def test_generated_frames_are_saved_with_their_contract(tmp_path: Path, contract: PolicyContract) -> None:
+    frames = in_memory([2, 3])
+    frames.save(tmp_path / "scenes", contract)
+    loaded = FrameCache.open(tmp_path / "scenes")
+    np.testing.assert_array_equal(loaded.images["front"], frames.images["front"])
+    np.testing.assert_array_equal(loaded.episode_end, frames.episode_end)
+    assert loaded.instructions == ("go",)
+    assert load_contract(tmp_path / "scenes") == contract
+    with pytest.raises(OutputExists, match="overwrite=true"):
+        frames.save(tmp_path / "scenes")
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12))
+def test_chunks_never_leave_their_episode(lengths: list[int], chunk_length: int) -> None:
+    chunks = ActionChunks(in_memory(lengths), chunk_length)
+    batch = chunks.batch(np.arange(len(chunks)))
+    i = 0
+    for length, end in zip(lengths, np.cumsum(lengths), strict=True):
+        for _ in range(length):
+            wanted = [min(i + k, end - 1) for k in range(chunk_length)]
+            assert batch.actions[i, :, 0].tolist() == wanted
+            assert batch.action_mask[i].tolist() == [i + k < end for k in range(chunk_length)]
+            i += 1
+
+
+def test_a_batch_is_in_the_order_asked_for(cache: FrameCache) -> None:
+    chunks = ActionChunks(cache, 4)
+    indices = np.array([30, 2, 2, 17])
+    batch = chunks.batch(indices)
+    assert batch.images["front"].shape == (4, 16, 24, 3)
+    assert batch.actions.shape == (4, 4, 7)
+    for k, i in enumerate(indices):
+        one = chunks[int(i)]
+        np.testing.assert_array_equal(batch.images["wrist"][k], one.images["wrist"][0])
+        np.testing.assert_array_equal(batch.actions[k], one.actions[0])
+        np.testing.assert_array_equal(batch.points[k], one.points[0])
+        assert batch.instructions[k] == one.instructions[0] == cache.instructions[batch.instruction_id[k]]
+    assert type(batch.images["front"]) is np.ndarray
+    batch.images["front"][0] = 0  # a copy: the caller may change it
+    with pytest.raises(IndexError):
+        chunks[len(chunks)]
+    with pytest.raises(ValueError, match="chunk_length"):
+        ActionChunks(cache, 0)
+
+
+@given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 2**31))
+def test_every_epoch_is_a_permutation(n: int, batch_size: int, seed: int) -> None:
+    order = ShuffledIndices(n, batch_size, seed)
+    flat = np.concatenate(list(islice(order, -(-3 * n // batch_size))))
+    for epoch in range(3):
+        assert sorted(flat[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@given(st.integers(0, 40), st.integers(0, 10))
+def test_a_resumed_order_goes_on_exactly(stop: int, seed: int) -> None:
+    order = ShuffledIndices(23, 7, seed)
+    for _ in islice(order, stop):
+        pass
+    resumed = ShuffledIndices(23, 7, seed)
+    resumed.load_state_dict(order.state_dict())
+    for a, b in zip(islice(order, 9), islice(resumed, 9), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(VolarError, match="n was 23, is 24"):
+        ShuffledIndices(24, 7, seed).load_state_dict(order.state_dict())
+
+
+def test_orders_differ_between_seeds_and_epochs() -> None:
+    a, b = ShuffledIndices(100, 100, 0), ShuffledIndices(100, 100, 1)
+    assert not np.array_equal(a.at(0), b.at(0))
+    assert not np.array_equal(a.at(0), a.at(1))
+
+
+def test_arrays_that_do_not_fit_together_are_refused() -> None:
+    good = in_memory([2, 3])
+    with pytest.raises(ValueError, match="state has 4 frames"):
+        FrameCache(
+            good.images, good.state[:4], good.action, good.points, good.episode_end, good.instruction_id, ("go",)
+        )
+    with pytest.raises(ValueError, match="points"):
+        FrameCache(
+            good.images, good.state, good.action, good.points[:, :1], good.episode_end, good.instruction_id, ("go",)
+        )
+    with pytest.raises(ValueError, match="episode_end"):
+        FrameCache(
+            good.images, good.state, good.action, good.points, good.episode_end - 1, good.instruction_id, ("go",)
+        )
