@@ -1,0 +1,161 @@
+"""A small real artifact: an ONNX graph whose actions are a known function of its inputs."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.contract import CameraSpec, PolicyContract
+from volar.robots.exported_policy import FORMAT_VERSION
+from volar.robots.fr3 import FR3
+from volar.robots.interface import Observation
+
+TEXT_LENGTH = 8
+WORDS = ("<pad>", "<unk>", "<s>", "lift", "the", "red", "blue", "block")
+IMAGE = 16
+CHUNK_LENGTH = 8
+
+
+def contract() -> PolicyContract:
+    return PolicyContract(
+        robot=FR3.name,
+        action=FR3.action,
+        state_names=FR3.state_names,
+        state_units=FR3.state_units,
+        cameras=tuple(CameraSpec(name, IMAGE, IMAGE) for name in FR3.cameras),
+        chunk_length=CHUNK_LENGTH,
+        execute_steps=4,
+    )
+
+
+def observation(
+    instruction: str = "lift the red block", stamp_ns: int = 0, x_m: float = 0.45, images: int = IMAGE
+) -> Observation:
+    state = np.zeros(len(FR3.state_names), np.float32)
+    state[0], state[-1] = x_m, 0.04
+    pixels = {name: np.full((images, images, 3), 7, np.uint8) for name in FR3.cameras}
+    return Observation(pixels, state, instruction, stamp_ns)
+
+
+def expected_actions(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the graph computes: along x towards 0.5 m, a tenth of the way each step, gripper open."""
+    actions = np.zeros((CHUNK_LENGTH, 7), np.float32)
+    actions[:, 0] = np.float32(0.1) * (np.float32(0.5) - state[0])
+    actions[:, 6] = 1.0
+    return actions
+
+
+def write_artifact(folder: Path) -> Path:
+    """Writes the artifact into `folder` and returns it."""
+    folder.mkdir(parents=True)
+    (folder / "policy.onnx").write_bytes(_graph())
+    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer()))
+    contract().save(folder / "contract.json")
+    (folder / "README.md").write_text("# A test artifact\n")
+    _write_golden(folder / "golden.npz")
+    write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """(Re)computes the hashes, as an exporter would."""
+    files = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.name != "artifact.json"
+    }
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "format": "onnx",
+        "contract_sha256": contract().sha256,
+        "text_length": TEXT_LENGTH,
+        "files": files,
+        "tolerance": 1e-4,
+    }
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+
+
+def _tokenizer() -> dict[str, object]:
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[^a-z0-9]+"}, "behavior": "Removed", "invert": False},
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(WORDS)}, "unk_token": "<unk>"},
+    }
+
+
+def _write_golden(path: Path) -> None:
+    samples = [observation(x_m=x) for x in (0.4, 0.45, 0.6)]
+    ids = [WORDS.index(word) for word in ("<s>", "lift", "the", "red", "block")]
+    np.savez(
+        path,
+        **{f"image.{name}": np.stack([s.images[name] for s in samples]) for name in FR3.cameras},
+        state=np.stack([s.state for s in samples]),
+        input_ids=np.tile(np.array(ids + [0] * (TEXT_LENGTH - len(ids)), np.int64), (len(samples), 1)),
+        instruction=np.array([s.instruction for s in samples]),
+        actions=np.stack([expected_actions(s.state) for s in samples]),
+    )
+
+
+def _graph() -> bytes:
+    """actions = state @ gain + bias, reshaped; images and ids enter with weight zero, so that they are used."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    size = len(FR3.state_names)
+    gain = np.zeros((size, CHUNK_LENGTH * 7), np.float32)
+    gain[0, ::7] = -0.1
+    bias = np.zeros(CHUNK_LENGTH * 7, np.float32)
+    bias[::7], bias[6::7] = 0.05, 1.0
+    constants = {
+        "gain": gain,
+        "bias": bias,
+        "action_shape": np.array([1, CHUNK_LENGTH, 7], np.int64),
+        "point_shape": np.array([1, 2, 3], np.int64),
+        "start": np.array([0], np.int64),
+        "end": np.array([6], np.int64),
+        "axis": np.array([1], np.int64),
+        "zero": np.array(0.0, np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["state", "gain"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], ["flat"]),
+    ]
+    total = "flat"
+    for i, name in enumerate([*(f"image.{camera}" for camera in FR3.cameras), "input_ids"]):
+        nodes += [
+            helper.make_node("Cast", [name], [f"cast{i}"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", [f"cast{i}"], [f"sum{i}"], keepdims=0),
+            helper.make_node("Mul", [f"sum{i}", "zero"], [f"nothing{i}"]),
+            helper.make_node("Add", [total, f"nothing{i}"], [f"total{i}"]),
+        ]
+        total = f"total{i}"
+    nodes += [
+        helper.make_node("Reshape", [total, "action_shape"], ["actions"]),
+        helper.make_node("Slice", ["state", "start", "end", "axis"], ["six"]),
+        helper.make_node("Reshape", ["six", "point_shape"], ["points"]),
+    ]
+    image = [
+        helper.make_tensor_value_info(f"image.{camera}", TensorProto.UINT8, [1, IMAGE, IMAGE, 3])
+        for camera in FR3.cameras
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            *image,
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, size]),
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, TEXT_LENGTH]),
+        ],
+        [
+            helper.make_tensor_value_info("actions", TensorProto.FLOAT, [1, CHUNK_LENGTH, 7]),
+            helper.make_tensor_value_info("points", TensorProto.FLOAT, [1, 2, 3]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
