@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from volar.datasets.normalizer import MissingStatistics, Mode, Normalizer
 from volar.datasets.statistics import (
@@ -26,7 +27,7 @@ data = arrays(np.float32, st.tuples(st.integers(2, 40), st.just(3)), elements=va
 
 
 @given(data, st.integers(1, 39))
-def test_statistics_equal_numpy_however_the_frames_are_cut(x: np.ndarray, cut: int) -> None:
+def test_statistics_equal_numpy_however_the_frames_are_cut(x: NDArray[np.float32], cut: int) -> None:
     s = field_statistics([x[:cut], x[cut:]])
     assert s == field_statistics(x)
     y = x.astype(np.float64)
@@ -39,7 +40,7 @@ def test_statistics_equal_numpy_however_the_frames_are_cut(x: np.ndarray, cut: i
 
 
 @given(data, st.sampled_from(MODES))
-def test_inverse_returns_what_was_inside_the_range(x: np.ndarray, mode: Mode) -> None:
+def test_inverse_returns_what_was_inside_the_range(x: NDArray[np.float32], mode: Mode) -> None:
     s = field_statistics(x)
     normalizer = Normalizer(s, mode)
     low, high = {"q01_q99": (s.q01, s.q99), "min_max": (s.min, s.max)}.get(mode, (-np.inf, np.inf))
@@ -54,7 +55,7 @@ def test_inverse_returns_what_was_inside_the_range(x: np.ndarray, mode: Mode) ->
 
 
 @given(data)
-def test_default_is_the_formula_of_openvla(x: np.ndarray) -> None:
+def test_default_is_the_formula_of_openvla(x: NDArray[np.float32]) -> None:
     s = field_statistics(x, mask=(True, True, False))
     got = Normalizer(s).normalize(x)
     q01, q99 = np.array(s.q01), np.array(s.q99)
@@ -67,7 +68,7 @@ def test_default_is_the_formula_of_openvla(x: np.ndarray) -> None:
 
 
 @given(data, st.sampled_from(MODES))
-def test_four_arrays_and_a_clip_are_the_whole_of_it(x: np.ndarray, mode: Mode) -> None:
+def test_four_arrays_and_a_clip_are_the_whole_of_it(x: NDArray[np.float32], mode: Mode) -> None:
     n = Normalizer(field_statistics(x, mask=(True, False, True)), mode)
     y = np.clip((x - n.offset) * n.scale, n.clip_low, n.clip_high)
     np.testing.assert_array_equal(n.normalize(x), y)
