@@ -1,0 +1,50 @@
+"""The report names what is wrong and how to repair it; what works is found to work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from volar.robots import doctor
+
+
+def test_this_machine_renders_and_runs_onnx() -> None:
+    for check in (doctor.check_renderer(), doctor.check_onnxruntime(), doctor.check_lerobot(), doctor.check_python()):
+        assert check.status == "ok", check
+
+
+def test_no_driver_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    check = doctor.check_renderer()
+    assert check.status == "broken"
+    assert "libegl1" in check.fix
+
+
+def test_lateness_is_measured_on_a_fixed_grid() -> None:
+    now = 5.0
+
+    def sleep(seconds: float) -> None:  # a machine that wakes every sleeper 1 ms late
+        nonlocal now
+        now += seconds + 1e-3
+
+    late_ms = doctor.timer_errors_ms(50, lambda: now, sleep)
+    np.testing.assert_allclose(late_ms, 1.0, atol=1e-6)  # errors do not add up
+
+
+def test_a_broken_artifact_fails_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "artifact.json").write_text("{")
+    check = doctor.check_artifact(tmp_path)
+    assert check.status == "broken"
+    assert "artifact.json" in check.found
+    assert "volar-export" in check.fix
+
+
+def test_the_report_ends_with_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    checks = [lambda: doctor.Check("a", "ok", "fine [0]"), lambda: doctor.Check("b", "optional", "absent", "get it")]
+    monkeypatch.setattr(doctor, "checks", lambda config: checks)
+    assert doctor.examine(doctor.DoctorConfig()) == 0
+    checks.append(lambda: doctor.Check("c", "broken", "gone", "repair it"))
+    assert doctor.examine(doctor.DoctorConfig()) == 1
+    said = capsys.readouterr().out
+    assert "fine [0]" in said
+    assert "broken: c" in said
