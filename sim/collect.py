@@ -54,7 +54,8 @@ class CollectConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("scenes", 1), ("image_size", 16), ("seed", 0), ("noise", 0), ("workers", 0)):
+        least_values = {"episodes": 1, "scenes": 1, "image_size": 16, "seed": 0, "noise": 0, "workers": 0}
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, is {getattr(self, name)}")
         if self.resume and self.overwrite:
@@ -142,19 +143,29 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
     from volar.datasets.lerobot_layout import WRITER
 
     # More `episodes` than before is a longer run of the same dataset; everything else makes another one.
-    source = {"made_by": "volar-collect", "tasks": ",".join(tasks), "seed": config.seed, "noise": config.noise}
+    source: dict[str, str | int | float | bool] = {
+        "made_by": "volar-collect",
+        "tasks": ",".join(tasks),
+        "seed": config.seed,
+        "noise": config.noise,
+    }
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, config.contract, source)
         if writer.episodes > config.episodes:
-            raise VolarError(f"{config.output} has {writer.episodes} episodes already, more than episodes={config.episodes}")
+            have = f"{config.output} has {writer.episodes} episodes already"
+            raise VolarError(f"{have}, more than episodes={config.episodes}; ask for at least as many")
         return writer
     return EpisodeWriter.create(config.output, config.contract, source=source, overwrite=config.overwrite)
 
 
 def _demonstrations(config: CollectConfig, tasks: tuple[str, ...], first: int, workers: int) -> Iterator[bytes]:
-    """Encoded demonstrations from number `first` on, in order, made by `workers` processes."""
+    """Encoded demonstrations from number `first` on, in order, made by `workers` processes; one: by this one."""
+    if workers == 1:
+        _start_worker(config, tasks)
+        yield from (_make(number) for number in range(first, config.episodes))
+        return
     # spawn: each worker makes its own renderer and inherits none of this process's state.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(config, tasks))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_process, initargs=(config, tasks))
     waiting: deque[Future[bytes]] = deque()
     numbers = iter(range(first, config.episodes))
     try:
@@ -175,8 +186,12 @@ _worker: dict[str, Any] = {}  # a worker process's own makers and settings
 
 
 def _start_worker(config: CollectConfig, tasks: tuple[str, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes decides when to stop
     _worker.update(config=config, tasks=tasks, contract=config.contract, makers={})
+
+
+def _start_process(config: CollectConfig, tasks: tuple[str, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes decides when to stop
+    _start_worker(config, tasks)
 
 
 def _make(number: int) -> bytes:

@@ -34,7 +34,7 @@ class _Sampler:
     def __init__(self, config: Disturbances, rng: np.random.Generator) -> None:
         self._config, self._rng = config, rng
         self._left = 0
-        self._push = np.zeros(3)
+        self._push: NDArray[np.float64] = np.zeros(3)
 
     def sample(self) -> NDArray[np.float64]:
         """The displacement (3,) [m] to add to this step."""
@@ -117,4 +117,7 @@ class DemonstrationMaker:
             if episode.success:
                 return episode
         task, seed = self.driver.world.task.name, demonstration_seed(run_seed, number)
-        raise VolarError(f"the expert for {task} failed {_ATTEMPTS} times (seeds {seed} + k 2^28); lower noise={self.noise.scale}")
+        raise VolarError(
+            f"the expert for {task} failed {_ATTEMPTS} times (seeds {seed} + k 2^28); "
+            f"noise is {self.noise.scale}, try less"
+        )

@@ -1,6 +1,5 @@
 """The tasks as Gymnasium environments: `gym.make("volar/Lift-v0")`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -42,7 +41,7 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
     or camera that does not exist, `SimulationDiverged` when the physics does.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  # Gymnasium's own
 
     def __init__(
         self,
@@ -64,19 +63,20 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
         self._steps = 0
         self._observation: ObservationDict = {}
         action, states = self.world.spec.action, len(self.world.spec.state_names)
-        self.action_space = spaces.Box(np.array(action.low, np.float32), np.array(action.high, np.float32), dtype=np.float32)
-        images: Mapping[str, spaces.Space[Any]] = {
-            name: spaces.Box(0, 255, (height, width, 3), np.uint8) for name, (width, height) in self.world.body.cameras.items()
-        }
-        self.observation_space = spaces.Dict(
+        low, high = np.array(action.low, np.float32), np.array(action.high, np.float32)
+        self.action_space = spaces.Box(low, high, dtype=np.float32)
+        sizes = self.world.body.cameras.items()
+        self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
-                **images,
+                **{name: spaces.Box(0, 255, (height, width, 3), np.uint8) for name, (width, height) in sizes},
                 "state": spaces.Box(-_STATE_BOUND, _STATE_BOUND, (states,), np.float32),
                 "instruction": spaces.Box(0, 255, (INSTRUCTION_BYTES,), np.uint8),
             }
         )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ObservationDict, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ObservationDict, dict[str, Any]]:
         super().reset(seed=seed)
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
         self._driver.reset(episode)
@@ -88,9 +88,10 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
         self._steps += 1
         success = self.world.success()
         truncated = not success and self._steps >= self.max_steps
-        return self._observe(), float(success), success, truncated, self._info(self.world.seed) | {"is_success": success}
+        info = self._info(self.world.seed) | {"is_success": success}
+        return self._observe(), float(success), success, truncated, info
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The first camera's image, (H, W, 3)."""
         if self.render_mode is None or not self.world.body.cameras:
             return None
@@ -103,9 +104,8 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
         self.world.close()
 
     def _observe(self) -> ObservationDict:
-        images = self.world.body.images() if self.world.body.cameras else {}
         self._observation = {
-            **images,
+            **self.world.body.images(),
             "state": self._driver.proprio(),
             "instruction": encode_instruction(self.world.instruction),
         }
@@ -123,5 +123,7 @@ def environment_id(task: str) -> str:
 def register() -> None:
     """Registers every task with Gymnasium; called by its entry point `gymnasium.envs`."""
     for task in TASKS:
+        if environment_id(task) in gymnasium.registry:
+            continue
         # No `max_episode_steps`: the environment truncates itself, so that a caller can choose.
         gymnasium.register(environment_id(task), entry_point="volar.sim.env:TabletopEnv", kwargs={"task": task})

@@ -54,8 +54,10 @@ def render_scenes(
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     front = scene.camera_view(model, data, "front")
-    renderer = CameraRenderer(model, {name: (image_size, image_size) for name in cameras})
-    images = {name: np.empty((count, image_size, image_size, 3), np.uint8) for name in cameras}
+    renderer = CameraRenderer(model, dict.fromkeys(cameras, (image_size, image_size)))
+    images: dict[str, NDArray[np.uint8]] = {
+        name: np.empty((count, image_size, image_size, 3), np.uint8) for name in cameras
+    }
     state, held = [], np.empty(count, np.int64)
     objects = np.empty((count, len(COLORS) + 1, POINTS_SHAPE[1]), np.float32)
     try:
@@ -93,12 +95,19 @@ def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, 
         color = int(rng.integers(len(COLORS)))
         return _choice(_QUESTIONS, rng).format(what=f"{COLORS[color]} {_noun(rng)}"), _points(objects[color])
     if kind == 2 and scenes.held[index] >= 0:
-        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), _points(objects[scenes.held[index]])
+        held = objects[scenes.held[index]]
+        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), _points(held)
     what, target = _relation(objects, rng)
     return _choice(_QUESTIONS, rng).format(what=what), _points(objects[target])
 
 
-_QUESTIONS = ("point to the {what}", "where is the {what}", "find the {what}", "show me the {what}", "look at the {what}")
+_QUESTIONS = (
+    "point to the {what}",
+    "where is the {what}",
+    "find the {what}",
+    "show me the {what}",
+    "look at the {what}",
+)
 _PLATE_QUESTIONS = tuple(question.format(what="plate") for question in _QUESTIONS)
 _NOUNS = ("block", "cube")
 
@@ -140,7 +149,7 @@ def _relation(objects: NDArray[np.float32], rng: np.random.Generator) -> tuple[s
 
 
 def _beside(blocks: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:
-    """"block left of the red block": the only one there within 0.2 m; else simply the reference block."""
+    """ "block left of the red block": the only one there within 0.2 m; else simply the reference block."""
     for reference in rng.permutation(len(COLORS)):
         name = f"{COLORS[reference]} {_noun(rng)}"
         for side, sign in (("left", 1.0), ("right", -1.0)):
@@ -166,4 +175,3 @@ def _points(target: NDArray[np.float32], destination: Vector | None = None) -> N
     if destination is not None:
         points[1] = destination
     return points
-

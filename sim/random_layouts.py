@@ -74,7 +74,8 @@ class LayoutSampler:
         elif relation == _BETWEEN:
             blocks[chosen, :2] = tcp[:2] + rng.uniform(-0.012, 0.012, 2)
         elif relation == _BESIDE:
-            blocks[chosen, :2] = tcp[:2] + [rng.uniform(-0.015, 0.015), rng.choice([-1, 1]) * rng.uniform(0.036, 0.08)]
+            blocks[chosen, 0] = tcp[0] + rng.uniform(-0.015, 0.015)
+            blocks[chosen, 1] = tcp[1] + rng.choice([-1, 1]) * rng.uniform(0.036, 0.08)
         others = np.arange(count) != chosen
         if rng.random() < _ON_PLATE_SHARE:
             on = int(rng.choice(np.flatnonzero(others if relation == _HELD else np.ones(count, bool))))
@@ -90,8 +91,9 @@ class LayoutSampler:
 
 def _apart(placement: Placement, held: int) -> bool:
     """Nothing is inside anything else; a held block above the table is in nobody's way."""
-    lying = np.flatnonzero(np.arange(len(COLORS)) != held) if held >= 0 and placement.blocks[held, 2] > 0.07 else slice(None)
-    blocks = placement.blocks[lying]
+    blocks = placement.blocks
+    if held >= 0 and blocks[held, 2] > 0.07:
+        blocks = np.delete(blocks, held, axis=0)
     gaps = np.linalg.norm(blocks[:, None, :2] - blocks[None, :, :2], axis=-1) + np.eye(len(blocks))
     on_table = blocks[blocks[:, 2] < (BLOCK_ON_TABLE_Z_M + BLOCK_ON_PLATE_Z_M) / 2]
     to_plate = np.linalg.norm(on_table[:, :2] - placement.plate[:2], axis=-1)

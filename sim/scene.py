@@ -175,7 +175,12 @@ def _add_surroundings(spec: "mujoco.MjSpec") -> None:
     plane = mujoco.mjtGeom.mjGEOM_PLANE
     # conaffinity 3: touched by hand and objects (contype 1) and by the arm's links (contype 2).
     spec.worldbody.add_geom(
-        name="table", type=plane, pos=[0.35, 0, 0], size=[0.6, 0.65, 0.1], rgba=_TABLE_RGBA, conaffinity=3,
+        name="table",
+        type=plane,
+        pos=[0.35, 0, 0],
+        size=[0.6, 0.65, 0.1],
+        rgba=_TABLE_RGBA,
+        conaffinity=3,
         friction=[0.8, 0.005, 0.0001],
     )
     spec.worldbody.add_geom(

@@ -61,7 +61,7 @@ class SimRobot:
     @property
     def now_ns(self) -> int:
         """Simulation time since `restart` [ns]."""
-        return self._steps * self._step_ns
+        return int(self._steps * self._step_ns)
 
     def restart(self) -> None:
         """Sets the clock to zero; the caller has placed the bodies."""
@@ -72,6 +72,8 @@ class SimRobot:
         return JointState(qpos[self._q], self._data.qvel[self._dq], float(qpos[self._fingers].sum()), self.now_ns)
 
     def images(self) -> dict[str, NDArray[np.uint8]]:
+        if not self._cameras:
+            return {}
         if self._renderer is None:
             self._renderer = CameraRenderer(self._model, self._cameras)
         return self._renderer.render(self._data)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.control_loop import ControlLoop
+from volar.robots.errors import Unknown
 from volar.robots.interface import ActionChunk
 from volar.robots.kinematics import Arm
 from volar.robots.spec import RobotSpec, load_robot
@@ -24,7 +25,7 @@ class TaskWorld:
 
     `reset(seed)` alone determines an episode, whatever ran before. `body` is a `SimRobot`; `goal` and
     `instruction` are those of the current episode. `robot`: a name or a `RobotSpec` with the cameras
-    `cameras`; images are square, `image_size` pixels. Raises `Unknown` for an unknown task or robot.
+    `cameras`; images are square, `image_size` pixels. Raises `Unknown` for an unknown task, robot or camera.
     """
 
     def __init__(
@@ -38,9 +39,12 @@ class TaskWorld:
 
         self.task = load_task(task)
         self.spec: RobotSpec = load_robot(robot)
+        for camera in cameras:
+            if camera not in self.spec.cameras:
+                raise Unknown("camera", camera, self.spec.cameras)
         self.model = scene.compiled(robot)
         self.data: Any = mujoco.MjData(self.model)
-        self.body = SimRobot(self.spec, self.model, self.data, {name: (image_size, image_size) for name in cameras})
+        self.body = SimRobot(self.spec, self.model, self.data, dict.fromkeys(cameras, (image_size, image_size)))
         self.goal = Goal("", np.zeros(3))
         self.seed = -1
         self.instruction = ""

@@ -6,13 +6,13 @@ from volar.robots.spec import RobotSpec
 from volar.sim.experts import CLOSED, action, holding, pick, towards
 from volar.sim.predicates import lifted
 from volar.sim.scene import Placement, SceneState
-from volar.sim.tasks.task import NOWHERE, Goal, Vector, sample_goal, sample_placement
+from volar.sim.tasks.task import NOWHERE, Goal, Task, Vector, sample_goal, sample_placement
 
 HEIGHT_M = 0.06
 _EXPERT_HEIGHT_M = 0.14  # of the fingertips, where the expert stops
 
 
-class Lift:
+class Lift(Task):
     name = "lift"
     max_steps = 80
     steps_after_success = 3

@@ -6,14 +6,14 @@ from volar.robots.spec import RobotSpec
 from volar.sim.experts import CLOSED, OPEN, action, funnel, holding, pick, ramp, towards
 from volar.sim.predicates import gripper_open, near_horizontally, on_plate
 from volar.sim.scene import BLOCK_ON_PLATE_Z_M, BLOCK_ON_TABLE_Z_M, Placement, SceneState
-from volar.sim.tasks.task import Goal, Vector, sample_goal, sample_placement
+from volar.sim.tasks.task import Goal, Task, Vector, sample_goal, sample_placement
 
 _RELEASE_M = 0.015  # horizontal distance from the plate's axis within which the expert lets go
 _RELEASE_HEIGHT_M = 0.004
 _RETREAT_HEIGHT_M = 0.15  # of the fingertips, after letting go
 
 
-class PlaceOn:
+class PlaceOn(Task):
     name = "place_on"
     max_steps = 120
     steps_after_success = 4
@@ -35,7 +35,7 @@ class PlaceOn:
         return on_plate(state.block(goal.color), state.plate) and gripper_open(state.gripper_width_m)
 
     def destination(self, state: SceneState, goal: Goal) -> Vector:
-        return state.plate + np.array([0.0, 0.0, BLOCK_ON_PLATE_Z_M - state.plate[2]])
+        return np.array([state.plate[0], state.plate[1], BLOCK_ON_PLATE_Z_M])
 
     def expert(self, state: SceneState, goal: Goal) -> Vector:
         block, plate = state.block(goal.color), self.destination(state, goal)

@@ -8,7 +8,7 @@ from volar.robots.spec import RobotSpec
 from volar.sim.experts import CLOSED, action, funnel, ramp, towards
 from volar.sim.predicates import moved_towards, resting_on_table
 from volar.sim.scene import BLOCK_ON_TABLE_Z_M, COLORS, Placement, SceneState
-from volar.sim.tasks.task import SIDES, Goal, NoLayout, Vector, sample_goal, sample_placement
+from volar.sim.tasks.task import SIDES, Goal, NoLayout, Task, Vector, sample_goal, sample_placement
 
 DISTANCE_M = 0.06
 SIDEWAYS_M = 0.04
@@ -19,7 +19,7 @@ _PUSH_STEP_M = 0.025
 _REACHED_Y_M = 0.20  # the block's centre stays within, so that the hand behind and the block stay in sight
 
 
-class Push:
+class Push(Task):
     name = "push"
     max_steps = 80
     steps_after_success = 0

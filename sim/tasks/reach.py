@@ -6,13 +6,13 @@ from volar.robots.spec import RobotSpec
 from volar.sim.experts import OPEN, action, towards
 from volar.sim.predicates import near
 from volar.sim.scene import Placement, SceneState
-from volar.sim.tasks.task import NOWHERE, Goal, Vector, sample_goal, sample_placement
+from volar.sim.tasks.task import NOWHERE, Goal, Task, Vector, sample_goal, sample_placement
 
 ABOVE_M = np.array([0.0, 0.0, 0.04])  # above the block's centre: 0.02 m over its top
 WITHIN_M = 0.025
 
 
-class Reach:
+class Reach(Task):
     name = "reach"
     max_steps = 40
     steps_after_success = 3
