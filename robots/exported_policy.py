@@ -7,6 +7,7 @@ the exporter computed for them) and `README.md`. Normalization and de-tokenizati
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +75,7 @@ class Manifest:
 def check_observation(contract: PolicyContract, observation: Observation) -> None:
     """Raises `ContractError`, naming what is wanted and found, when cameras or state do not fit."""
     cameras = {c.name: (c.height, c.width) for c in contract.cameras}
-    found = {name: image.shape[:2] for name, image in observation.images.items()}
+    found: dict[str, tuple[int, ...]] = {name: image.shape[:2] for name, image in observation.images.items()}
     if cameras != found:
         raise ContractError(f"the policy wants cameras {_sizes(cameras)}; found {_sizes(found)}")
     if observation.state.shape != (len(contract.state_names),):
@@ -211,5 +212,5 @@ class ExportedPolicy:
                 )
 
 
-def _sizes(sizes: dict[str, tuple[int, ...]]) -> str:
+def _sizes(sizes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {width}x{height}" for name, (height, width) in sorted(sizes.items())) or "none"

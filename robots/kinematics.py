@@ -32,7 +32,7 @@ def rotation_matrix(rotation_vector: Vector) -> Matrix:
         return np.eye(3)
     x, y, z = rotation_vector / angle
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return np.asarray(np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross)
 
 
 def rotation_vector(rotation: Matrix) -> Vector:
@@ -41,7 +41,7 @@ def rotation_vector(rotation: Matrix) -> Vector:
     sine, cosine = float(np.linalg.norm(axis)) / 2, (float(np.trace(rotation)) - 1) / 2
     if sine < 1e-9:
         return axis / 2
-    return axis / (2 * sine) * np.arctan2(sine, cosine)
+    return np.asarray(axis / (2 * sine) * np.arctan2(sine, cosine))
 
 
 class Arm:

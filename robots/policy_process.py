@@ -7,6 +7,7 @@ notices and nothing is left behind.
 """
 
 import argparse
+import contextlib
 import mmap
 import os
 import select
@@ -306,7 +307,7 @@ def _anonymous_file(size: int) -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         file: IO[bytes] = os.fdopen(os.memfd_create("volar-policy"), "r+b", buffering=0)
     else:
-        file = tempfile.TemporaryFile(buffering=0)
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, `_SharedMemory.close` closes it
     file.truncate(size)
     return file
 
@@ -349,10 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
         memory.write_text("reason", _one_line(error))
         connection.send(BROKEN)
         return 1
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent left while we were predicting
         _serve(policy, memory, connection)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the parent left while we were predicting
     return 0
 
 

@@ -1,21 +1,58 @@
-"""A small real artifact: an ONNX graph whose actions are a known function of its inputs."""
+"""A small real artifact, whose ONNX graph computes a known function of its inputs, and what fits it."""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.exported_policy import FORMAT_VERSION
 from volar.robots.fr3 import FR3
 from volar.robots.interface import Observation
+from volar.robots.kinematics import Arm
 
 TEXT_LENGTH = 8
 WORDS = ("<pad>", "<unk>", "<s>", "lift", "the", "red", "blue", "block")
 IMAGE = 16
 CHUNK_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class TinyArtifact:
+    """A folder with a valid artifact; tests that damage it call `rehash` where an exporter would."""
+
+    path: Path
+
+    @staticmethod
+    def contract() -> PolicyContract:
+        return contract()
+
+    @staticmethod
+    def observation(
+        instruction: str = "lift the red block", stamp_ns: int = 0, x_m: float = 0.45, pixels: int = IMAGE
+    ) -> Observation:
+        return observation(instruction, stamp_ns, x_m, pixels)
+
+    @staticmethod
+    def expected_actions(state: NDArray[np.float32]) -> NDArray[np.float32]:
+        return expected_actions(state)
+
+    def rehash(self) -> None:
+        write_manifest(self.path)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> TinyArtifact:
+    return TinyArtifact(write_artifact(tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def arm() -> Arm:
+    return Arm(FR3)
 
 
 def contract() -> PolicyContract:
@@ -31,12 +68,12 @@ def contract() -> PolicyContract:
 
 
 def observation(
-    instruction: str = "lift the red block", stamp_ns: int = 0, x_m: float = 0.45, images: int = IMAGE
+    instruction: str = "lift the red block", stamp_ns: int = 0, x_m: float = 0.45, pixels: int = IMAGE
 ) -> Observation:
     state = np.zeros(len(FR3.state_names), np.float32)
     state[0], state[-1] = x_m, 0.04
-    pixels = {name: np.full((images, images, 3), 7, np.uint8) for name in FR3.cameras}
-    return Observation(pixels, state, instruction, stamp_ns)
+    images = {name: np.full((pixels, pixels, 3), 7, np.uint8) for name in FR3.cameras}
+    return Observation(images, state, instruction, stamp_ns)
 
 
 def expected_actions(state: NDArray[np.float32]) -> NDArray[np.float32]:
