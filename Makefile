@@ -66,9 +66,10 @@ demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy in
 else
 demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy instead of training
 	$(call show, volar-doctor timer_seconds=0)
-	$(call show, volar-collect suite=tabletop tasks=reach$(comma)lift episodes=1600 output=$(OUT)/demonstrations overwrite=true)
-	$(call show, volar-train stage=grounding recipe=demo output=$(OUT)/grounding overwrite=true)
-	$(call show, volar-train recipe=demo dataset=$(OUT)/demonstrations init=$(OUT)/grounding output=$(OUT)/policy overwrite=true)
+	$(call show, volar-collect kind=scenes output=$(OUT)/scenes overwrite=true)
+	$(call show, volar-train stage=grounding dataset=$(OUT)/scenes minutes=3 output=$(OUT)/grounding overwrite=true)
+	$(call show, volar-collect tasks=reach$(comma)lift episodes=1600 output=$(OUT)/demonstrations overwrite=true)
+	$(call show, volar-train dataset=$(OUT)/demonstrations scenes=$(OUT)/scenes init=$(OUT)/grounding minutes=5 output=$(OUT)/policy overwrite=true)
 	$(call show, volar-evaluate policy=$(OUT)/policy suite=tabletop tasks=reach$(comma)lift episodes=50 output=$(OUT)/evaluation overwrite=true)
 	$(call show, volar-export policy=$(OUT)/policy output=$(OUT)/artifact overwrite=true)
 	$(call show, volar-control policy=$(OUT)/artifact robot=sim/fr3 instruction="lift the red block" output=$(OUT)/control overwrite=true)

@@ -1,0 +1,118 @@
+"""`make bench`: the figures of docs/benchmarks.md on this machine, one process, one thread each.
+
+Prints rows in the form of the tables there. Success and control figures come from the verbs named there; they take
+minutes and belong to a policy, not to a machine.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+SEED = 0
+ENV_STEPS = 1000
+FRAMES = 1000
+INFERENCES = 500
+EPISODES = 40
+TRAIN_STEPS = 100
+
+
+def environment_steps() -> Iterator[tuple[str, str]]:
+    """Steps of 0.1 s under random actions: inverse kinematics, safety filter and physics, without images."""
+    from volar.sim.env import TabletopEnv
+
+    env = TabletopEnv("lift", cameras=())
+    env.action_space.seed(SEED)
+    env.reset(seed=SEED)
+    env.step(env.action_space.sample())
+    start = time.perf_counter()
+    for _ in range(ENV_STEPS):
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+    yield "environment steps, no images [1/s a core]", f"{ENV_STEPS / (time.perf_counter() - start):.0f}"
+    env.close()
+
+
+def rendering() -> Iterator[tuple[str, str]]:
+    from volar.sim.world import TaskWorld
+
+    for size in (64, 96, 128):
+        world = TaskWorld("lift", image_size=size)
+        world.reset(SEED)
+        world.body.images()
+        start = time.perf_counter()
+        for _ in range(FRAMES // 2):
+            world.body.images()  # front and wrist
+        milliseconds = (time.perf_counter() - start) / (FRAMES // 2 * len(world.body.cameras)) * 1e3
+        yield f"rendering, {size} x {size} [ms a frame]", f"{milliseconds:.2f}"
+        world.close()
+
+
+def inference() -> Iterator[tuple[str, str]]:
+    """One chunk from one observation: ONNX Runtime on the exported default policy, and PyTorch on its checkpoint."""
+    from volar.robots.interface import Observation
+    from volar.robots.policies import default_policy, load_policy
+
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / "artifact"
+        verb("export", f"output={artifact}")
+        for name, path in (("ONNX Runtime", artifact), ("PyTorch", default_policy())):
+            policy = load_policy(path)
+            rng = np.random.default_rng(SEED)
+            images = {c.name: rng.integers(0, 255, (c.height, c.width, 3), np.uint8) for c in policy.contract.cameras}
+            state = np.array(policy.contract.statistics["observation.state"].mean, np.float32)
+            observation = Observation(images, state, "lift the red block", 0)
+            took_ms = np.empty(INFERENCES)
+            for i in range(INFERENCES):
+                start = time.perf_counter()
+                policy.predict(observation)
+                took_ms[i] = (time.perf_counter() - start) * 1e3
+            p50, p99 = np.percentile(took_ms, [50, 99])
+            yield f"inference of a chunk, {name} [ms], p50 / p99", f"{p50:.2f} / {p99:.2f}"
+
+
+def collecting_and_training() -> Iterator[tuple[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset, output = Path(folder) / "demos", Path(folder) / "policy"
+        start = time.perf_counter()
+        verb("collect", "tasks=lift", f"episodes={EPISODES}", f"seed={SEED}", f"output={dataset}")
+        minutes = (time.perf_counter() - start) / 60
+        yield "demonstrations [1/min, all cores, start included]", f"{EPISODES / minutes:.0f}"
+        verb("train", f"dataset={dataset}", f"steps={TRAIN_STEPS}", f"seed={SEED}", f"output={output}")
+        last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+        yield "training, cloning [samples/s]", f"{last['samples_per_s']:.0f}"
+
+
+def verb(name: str, *settings: str) -> None:
+    """Runs `volar-<name>` of this environment; its output is shown only where it fails."""
+    command = [str(Path(sys.executable).with_name(f"volar-{name}")), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def main() -> int:
+    parts: tuple[Callable[[], Iterator[tuple[str, str]]], ...]
+    parts = (environment_steps, rendering, inference, collecting_and_training)
+    failed = False
+    print(f"{platform.machine()}, Python {platform.python_version()}, seed {SEED}\n", flush=True)
+    print("| figure | value |\n|---|---|", flush=True)
+    for part in parts:
+        try:
+            for figure, value in part():
+                print(f"| {figure} | {value} |", flush=True)
+        except Exception as error:  # one figure that cannot be measured does not take the others with it
+            failed = True
+            print(f"{part.__name__}: {type(error).__name__}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
