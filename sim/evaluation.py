@@ -25,8 +25,8 @@ from volar.robots.errors import VolarError
 from volar.sim.closed_loop import ClosedLoop, EpisodeRecord
 from volar.sim.wilson import wilson_interval
 
-# A second thread team in each worker would only wait for the same cores.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"), "1")
+# A second thread team in each worker would only wait for the same cores; Mesa renders in the calling thread at 0.
+_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {"LP_NUM_THREADS": "0"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int) -> Iterator[Episod
     when a worker dies.
     """
     context = multiprocessing.get_context("spawn")  # forking would copy threads and OpenGL contexts
-    with _environment(_ONE_THREAD):
+    with _environment(_THREADS):
         pool = ProcessPoolExecutor(max(1, min(workers, len(jobs))), context, initializer=_leave_interrupts_to_parent)
         try:
             futures: list[Future[dict[str, Any]]] = [pool.submit(_run, bench, job) for job in jobs]

@@ -1,0 +1,226 @@
+"""volar-control: an exported policy moves the simulated arm in real time.
+
+The same artifact, control loop and safety filter that drive a real arm; the policy runs in a process of its own, the
+loop at 100 Hz on the wall clock. Leaves control.json: success, how exact the period was, how long inference took,
+when the arm held and why, and how near to its limits it came.
+"""
+
+import itertools
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volar.robots.command_line import run
+from volar.robots.errors import Unknown, UsageError, VolarError
+
+if TYPE_CHECKING:
+    from volar.robots.policy_process import PolicyProcess
+    from volar.sim.control_report import Run
+    from volar.sim.orders import Order
+    from volar.sim.wall_clock import RealTimeRun
+    from volar.sim.world import TaskWorld
+
+ROBOTS = ("sim/fr3",)
+EXAMPLES = (
+    'volar-control policy=runs/artifact robot=sim/fr3 instruction="lift the red block"',
+    "volar-control policy=runs/artifact task=lift episodes=50 output=runs/lifts",
+    'volar-control policy=runs/artifact instruction="lift the red block" video=runs/lift.mp4',
+)
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Settings of `volar-control`."""
+
+    policy: Path = field(metadata={"help": "exported artifact (volar-export writes one)"})
+    robot: str = field(default="sim/fr3", metadata={"help": f"the body to move: {', '.join(ROBOTS)}"})
+    instruction: str | None = field(
+        default=None, metadata={"help": "what to do; left out, what each scene of the task asks for"}
+    )
+    task: str | None = field(default=None, metadata={"help": "the scene's task; by default the instruction's"})
+    episodes: int = field(default=1, metadata={"help": "how often, each time in another scene"})
+    seed: int = field(default=0, metadata={"help": "decides the scenes, as in volar-evaluate"})
+    duration_s: float | None = field(
+        default=None, metadata={"help": "longest time of an episode; by default the task's"}
+    )
+    rate_hz: float = field(default=100.0, metadata={"help": "of the control loop; whole multiples of the action rate"})
+    video: Path | None = field(default=None, metadata={"help": "film the first episode into this .mp4"})
+    output: Path = field(default=Path("runs/control"), metadata={"help": "folder for control.json"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a control.json in output"})
+
+    def __post_init__(self) -> None:
+        if self.robot not in ROBOTS:
+            raise Unknown("robot", self.robot, ROBOTS)
+        if self.instruction is None and self.task is None:
+            raise UsageError('say what to do: instruction="lift the red block", or task=lift for its own instructions')
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError("instruction is empty")
+        if self.episodes < 1 or self.seed < 0:
+            raise ValueError(f"episodes={self.episodes} must be at least 1 and seed={self.seed} at least 0")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise ValueError(f"duration_s={self.duration_s} must be positive")
+        if self.video is not None and self.video.suffix != ".mp4":
+            raise ValueError(f"video={self.video} must end in .mp4")
+
+
+def control(config: ControlConfig) -> dict[str, Any]:
+    """Runs the episodes and writes control.json, which it also returns.
+
+    Raises `VolarError` for a folder that is no artifact or output that is taken, `ContractError` when the policy
+    does not fit the robot, `UsageError` when the instruction means nothing here.
+    """
+    from volar.robots.contract import require
+    from volar.robots.control_loop import ControlLoop
+    from volar.robots.kinematics import Arm
+    from volar.robots.policy_process import PolicyProcess
+    from volar.robots.spec import load_robot
+    from volar.sim import orders
+    from volar.sim.closed_loop import world_for
+    from volar.sim.control_report import print_summary, summarize
+    from volar.sim.evaluation import read_contract
+    from volar.sim.wall_clock import Pacer
+
+    path = config.output / "control.json"
+    if path.exists() and not config.overwrite:
+        raise VolarError(f"output {config.output} holds a control.json; give another output=, or overwrite=true")
+    if config.output.exists() and not config.output.is_dir():
+        raise VolarError(f"output {config.output} is a file; give a folder")
+    artifact = _artifact(config.policy)
+    contract = read_contract(artifact)
+    robot = config.robot.partition("/")[2]
+    require(contract, load_robot(robot))
+    order = (
+        orders.understand(config.instruction, config.task) if config.instruction else orders.Order(config.task or "")
+    )
+    world = world_for(order.task, robot, contract)
+    steps_per_action = _periods_per_action(config.rate_hz, contract.action.rate_hz, world.model.opt.timestep)
+    duration_s = config.duration_s or world.task.max_steps / contract.action.rate_hz
+    _check_words(artifact, contract.instruction_template, config.instruction)
+    config.output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the loop's thread: another would wait for a core
+    pacer = Pacer(round(1e9 / config.rate_hz))
+    with PolicyProcess(artifact) as source:
+        loop = ControlLoop.for_policy(world.body, Arm(world.spec), contract, source, period_s=1.0 / config.rate_hz)
+        episodes = _run_episodes(config, order, world, loop, source, pacer, duration_s, steps_per_action)
+        status = source.status
+        if status.state == "failed":
+            raise VolarError(f"the policy's process failed: {status.error}")
+    world.close()
+    facts: dict[str, Any] = {
+        "policy": str(config.policy),
+        "contract_sha256": contract.sha256,
+        "robot": config.robot,
+        "task": order.task,
+        "instruction": config.instruction,
+        "seed": config.seed,
+    }
+    result = facts | summarize(episodes, 1.0 / config.rate_hz) | {"policy_restarts": status.restarts}
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    print_summary(result)
+    print(f"report: {path}")
+    return result
+
+
+def _artifact(path: Path) -> Path:
+    from volar.robots.policies import ARTIFACT_FILE, find_policy
+
+    folder = find_policy(path)
+    if not (folder / ARTIFACT_FILE).is_file():
+        raise VolarError(
+            f"{path} is a policy directory; a robot runs an exported artifact: volar-export policy={path} "
+            "output=runs/artifact, then policy=runs/artifact"
+        )
+    return folder
+
+
+def _periods_per_action(rate_hz: float, action_rate_hz: float, timestep_s: float) -> int:
+    """Control periods in one action. Raises `UsageError` where that, or the physics steps in a period, is not whole."""
+    periods, steps = rate_hz / action_rate_hz, 1.0 / (rate_hz * timestep_s) if rate_hz > 0 else 0.0
+    if round(periods) < 1 or abs(periods - round(periods)) > 1e-9 or abs(steps - round(steps)) > 1e-6:
+        raise UsageError(
+            f"rate_hz={rate_hz:g} must be a multiple of the action rate {action_rate_hz:g} Hz and divide the physics' "
+            f"{1 / timestep_s:g} Hz: 100 does, so do 50 and 250"
+        )
+    return round(periods)
+
+
+def _check_words(artifact: Path, template: str, instruction: str | None) -> None:
+    """Says which words the policy does not know. Raises `TokenizerError` when the instruction is too long for it."""
+    from volar.robots.exported_policy import TOKENIZER, Manifest
+    from volar.robots.tokenize_words import WordTokenizer
+
+    if instruction is None:
+        return
+    tokenizer = WordTokenizer.load(artifact / TOKENIZER, Manifest.load(artifact).text_length)
+    tokenizer.encode(template.format(instruction=instruction))
+    if unknown := tokenizer.unknown_words(instruction):
+        print(f"note: the policy was never trained on: {', '.join(unknown)}")
+
+
+def _run_episodes(
+    config: ControlConfig,
+    order: "Order",
+    world: "TaskWorld",
+    loop: Any,
+    source: "PolicyProcess",
+    pacer: Any,
+    duration_s: float,
+    check_every: int,
+) -> "list[Run]":
+    """Runs the episodes, one after the other."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from volar.sim.control_report import Run
+    from volar.sim.orders import seeds
+    from volar.sim.wall_clock import run_in_real_time
+
+    chosen = list(itertools.islice(seeds(order, world, config.seed), config.episodes))
+    runs: list[Run] = []
+    # Drawn between the episodes only: a thread that draws would take the interpreter from the loop.
+    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, auto_refresh=False) as bar:
+        shown = bar.add_task("", total=len(chosen))
+        bar.refresh()
+        for seed in chosen:
+            world.reset(seed)
+            instruction = config.instruction or world.instruction
+            source.reset(seed)
+            loop.set_instruction(instruction)
+            result = run_in_real_time(
+                world, loop, source, pacer, duration_s, check_every, lambda: source.status.predict_s
+            )
+            if config.video is not None and not runs:
+                _film(world, result, config.video)
+            runs.append(Run(seed, instruction, result))
+            successes = sum(run.result.success for run in runs)
+            bar.update(shown, advance=1, description=f"success {successes}/{len(runs)}", refresh=True)
+    return runs
+
+
+def _film(world: "TaskWorld", result: "RealTimeRun", path: Path) -> None:
+    """After the episode, from the recorded positions: filming during it would delay the loop."""
+    import mujoco
+
+    from volar.sim.video import Film, write_mp4
+
+    data, film = mujoco.MjData(world.model), Film(world.model)
+    for qpos in result.qpos:
+        data.qpos[:] = qpos
+        mujoco.mj_forward(world.model, data)
+        film.shoot(data)
+    film.close()
+    write_mp4(path, film.frames, world.spec.action.rate_hz)
+
+
+def _main(config: ControlConfig) -> None:
+    control(config)
+
+
+def main() -> int:
+    return run("volar-control", ControlConfig, _main, doc=__doc__, examples=EXAMPLES)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+"""From an instruction to the task and goal it means, so that a scene can be chosen in which it can be judged."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from volar.robots.errors import UsageError
+from volar.sim.closed_loop import episode_seed
+from volar.sim.scene import COLORS
+from volar.sim.tasks import TASKS, load_task
+from volar.sim.tasks.task import SIDES
+from volar.sim.world import TaskWorld
+
+_SEARCHED = 1000  # seeds tried for a scene; one in four has a given colour, one in eight a given side too
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task and what an instruction says about its goal; an empty string leaves that open."""
+
+    task: str
+    color: str = ""
+    side: str = ""
+
+    def fits(self, world: TaskWorld) -> bool:
+        """The scene's own goal is the one ordered."""
+        return self.color in ("", world.goal.color) and self.side in ("", world.goal.side)
+
+
+def understand(instruction: str, task: str | None = None) -> Order:
+    """The order behind an instruction: one of a task's phrasings, or, for a given `task`, any text that names one
+    colour (and a side, where the task has one). Raises `UsageError`, `Unknown`."""
+    words = " ".join(re.findall(r"[a-z0-9]+", instruction.lower()))
+    names = [load_task(task).name] if task else list(TASKS)
+    for name in names:
+        for template in (*TASKS[name].templates, *TASKS[name].held_out_templates):
+            if match := re.fullmatch(_pattern(template), words):
+                found = match.groupdict()
+                return Order(name, found.get("color") or "", found.get("side") or "")
+    colors = [color for color in COLORS if color in words.split()]
+    sides = [side for side in SIDES if side in words.split()]
+    if task and len(colors) == 1 and len(sides) <= 1:
+        return Order(names[0], colors[0], sides[0] if sides else "")
+    examples = "; ".join(TASKS[name].templates[0].format(color="red", side="left") for name in names)
+    if task:
+        raise UsageError(f"instruction {instruction!r} must name one block ({', '.join(COLORS)}), such as {examples!r}")
+    raise UsageError(f"no task is known for the instruction {instruction!r}; give task=... or say it like: {examples}")
+
+
+def seeds(order: Order, world: TaskWorld, seed: int) -> Iterator[int]:
+    """Seeds of scenes whose goal is the one ordered, among those that volar-evaluate uses for this `seed`."""
+    for index in range(_SEARCHED):
+        found = episode_seed(seed, order.task, index)
+        world.reset(found)
+        if order.fits(world):
+            yield found
+    raise UsageError(f"only {_SEARCHED} scenes are searched for {order}; ask for fewer episodes")
+
+
+def _pattern(template: str) -> str:
+    return template.format(color=f"(?P<color>{'|'.join(COLORS)})", side=f"(?P<side>{'|'.join(SIDES)})")
