@@ -51,7 +51,7 @@ lint: .venv/.installed ## ruff, and mypy --strict
 	$(BIN)/mypy
 
 bench: setup ## the figures of docs/benchmarks.md, measured here
-	$(BIN)/python tests/benchmark.py
+	for file in benchmarks/*.py; do echo; echo "$$file"; $(BIN)/python -P $$file; done # -P: benchmarks/datasets.py is not `datasets`
 
 clean: ## removes caches and build outputs; keeps .venv and runs/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
-"""`make bench`: the figures of docs/benchmarks.md on this machine, one process, one thread each.
+"""Figures of the verbs and of the shipped policy: `python -P benchmarks/pipeline.py`.
 
-Prints rows in the form of the tables there. Success and control figures come from the verbs named there; they take
-minutes and belong to a policy, not to a machine.
+Prints rows as in docs/benchmarks.md. Success and control figures come from the verbs named there: they take minutes
+and belong to a policy, not to a machine.
 """
 
 import json
@@ -16,43 +16,9 @@ from pathlib import Path
 import numpy as np
 
 SEED = 0
-ENV_STEPS = 1000
-FRAMES = 1000
 INFERENCES = 500
 EPISODES = 40
 TRAIN_STEPS = 100
-
-
-def environment_steps() -> Iterator[tuple[str, str]]:
-    """Steps of 0.1 s under random actions: inverse kinematics, safety filter and physics, without images."""
-    from volar.sim.env import TabletopEnv
-
-    env = TabletopEnv("lift", cameras=())
-    env.action_space.seed(SEED)
-    env.reset(seed=SEED)
-    env.step(env.action_space.sample())
-    start = time.perf_counter()
-    for _ in range(ENV_STEPS):
-        *_, terminated, truncated, _ = env.step(env.action_space.sample())
-        if terminated or truncated:
-            env.reset()
-    yield "environment steps, no images [1/s a core]", f"{ENV_STEPS / (time.perf_counter() - start):.0f}"
-    env.close()
-
-
-def rendering() -> Iterator[tuple[str, str]]:
-    from volar.sim.world import TaskWorld
-
-    for size in (64, 96, 128):
-        world = TaskWorld("lift", image_size=size)
-        world.reset(SEED)
-        world.body.images()
-        start = time.perf_counter()
-        for _ in range(FRAMES // 2):
-            world.body.images()  # front and wrist
-        milliseconds = (time.perf_counter() - start) / (FRAMES // 2 * len(world.body.cameras)) * 1e3
-        yield f"rendering, {size} x {size} [ms a frame]", f"{milliseconds:.2f}"
-        world.close()
 
 
 def inference() -> Iterator[tuple[str, str]]:
@@ -99,8 +65,7 @@ def verb(name: str, *settings: str) -> None:
 
 
 def main() -> int:
-    parts: tuple[Callable[[], Iterator[tuple[str, str]]], ...]
-    parts = (environment_steps, rendering, inference, collecting_and_training)
+    parts: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (inference, collecting_and_training)
     failed = False
     print(f"{platform.machine()}, Python {platform.python_version()}, seed {SEED}\n", flush=True)
     print("| figure | value |\n|---|---|", flush=True)
