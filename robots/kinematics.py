@@ -69,6 +69,15 @@ class Arm:
         self._posture.set_target(self._qpos(np.array(spec.home)))
         self._limits = [mink.ConfigurationLimit(self.model)]
 
+    @property
+    def reach_m(self) -> float:
+        """Upper bound of how far the end-effector site moves for one radian of any joint [m]."""
+        body, reach = int(self.model.site_bodyid[self._site]), float(np.linalg.norm(self.model.site_pos[self._site]))
+        while body:
+            reach += float(np.linalg.norm(self.model.body_pos[body]))
+            body = int(self.model.body_parentid[body])
+        return reach
+
     def forward(self, q: Vector) -> Pose:
         """q (J,) [rad] -> pose of the end-effector site in the base frame."""
         self._configuration.update(self._qpos(q))

@@ -30,6 +30,8 @@ LIMIT_SHARE: Final = 0.95
 # command is for the end of the period, one more because braking to a lower limit takes a period.
 LOOKAHEAD_PERIODS: Final = 2.0
 MIN_VELOCITY: Final = 1e-3  # [rad/s], ruckig needs a positive limit; only met outside the position limits
+BRAKING_SAMPLES: Final = (0.25, 0.5, 0.75, 1.0)  # of the braking time, where the workspace box is checked
+BRAKING_SLACK_M: Final = 0.001
 AT_REST: Final = 1e-9  # [rad/s], [rad/s^2]
 
 
@@ -57,8 +59,8 @@ class _State:
 class SafetyFilter:
     """Turns targets into commands of one robot, one call of `step` a control period.
 
-    Position limits are those of `RobotSpec` less `margin_rad`. The workspace box holds for the position
-    where the arm would come to rest, so a motion that cannot stop inside it is never begun.
+    Position limits are those of `RobotSpec` less `margin_rad`. The workspace box holds for the whole way
+    on which the arm would come to rest, so a motion that cannot stop inside it is never begun.
     """
 
     def __init__(self, arm: Arm, period_s: float, margin_rad: float = 0.01) -> None:
@@ -67,7 +69,7 @@ class SafetyFilter:
         if not period_s > 0:
             raise ValueError(f"period_s must be positive, is {period_s}")
         self.spec, self.period_s = arm.spec, period_s
-        self._arm = arm
+        self._arm, self._reach_m = arm, arm.reach_m
         self._low = np.array(self.spec.position_min) + margin_rad
         self._high = np.array(self.spec.position_max) - margin_rad
         self._acceleration = LIMIT_SHARE * np.array(self.spec.acceleration_max)
@@ -176,13 +178,25 @@ class SafetyFilter:
 
     def _leaves_box(self, following: _State, pose: Pose) -> bool:
         """True when following would bring the arm out of the box, or further out, before it can stop."""
-        stop = self._arm.forward(np.array(self._sample(self._brake, following, None).q))
         allowed_m = self._outside_m(self.pose) + 1e-9
-        return max(self._outside_m(pose), self._outside_m(stop)) > allowed_m
+        if self._outside_m(pose) > allowed_m:
+            return True
+        q = np.array(following.q)
+        stop = np.array(self._sample(self._brake, following, None).q)
+        # Farther from the border than any joint can carry the site while braking: no need to look closer.
+        if self._depth_m(pose) > float(np.abs(stop - q).sum()) * self._reach_m + BRAKING_SLACK_M:
+            return False
+        duration_s = self._trajectory.duration  # joints brake each for itself, so the path is curved
+        path = [self._trajectory.at_time(share * duration_s)[0] for share in BRAKING_SAMPLES]
+        return max(self._outside_m(self._arm.forward(np.array(q))) for q in path) > allowed_m
+
+    def _depth_m(self, pose: Pose) -> float:
+        """Distance to the nearest side of the box, negative outside."""
+        low, high = self._box
+        return float(np.minimum(pose.position - low, high - pose.position).min())
 
     def _outside_m(self, pose: Pose) -> float:
-        low, high = self._box
-        return float(np.maximum(np.maximum(low - pose.position, pose.position - high), 0.0).max())
+        return max(0.0, -self._depth_m(pose))
 
     def _move_gripper(self, width_m: float) -> None:
         if not np.isfinite(width_m):
