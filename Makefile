@@ -50,8 +50,9 @@ lint: .venv/.installed ## ruff, and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# -P: the folder of the script stays off the path, where benchmarks/datasets.py would hide HuggingFace's `datasets`.
 bench: setup ## the figures of docs/benchmarks.md, measured here
-	for file in benchmarks/*.py; do echo; echo "$$file"; $(BIN)/python -P $$file; done # -P: benchmarks/datasets.py is not `datasets`
+	@for file in benchmarks/*.py; do printf '\n%s\n' "$$file"; $(BIN)/python -P "$$file"; done
 
 clean: ## removes caches and build outputs; keeps .venv and runs/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
