@@ -1,0 +1,174 @@
+"""volar-control: deadlines, what an instruction means, and one short run on the real clock."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from volar.robots.contract import ContractError
+from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.exported_policy import ExportedPolicy
+from volar.robots.kinematics import Arm
+from volar.robots.tokenize_words import TokenizerError
+from volar.sim.closed_loop import ClosedLoop, episode_seed, world_for
+from volar.sim.control import ControlConfig, control
+from volar.sim.orders import Order, seeds, understand
+from volar.sim.tasks import TASKS
+from volar.sim.wall_clock import SPIN_S, Pacer, run_in_real_time
+from volar.sim.world import TaskWorld
+
+PERIOD_NS = 10_000_000
+
+
+class VirtualClock:
+    """Time passes in `sleep` only, which overshoots by what a pacer allows for."""
+
+    def __init__(self) -> None:
+        self.now_ns = 12345
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += round((seconds + SPIN_S) * 1e9)
+
+
+def _pacer() -> tuple[Pacer, VirtualClock]:
+    clock = VirtualClock()
+    return Pacer(PERIOD_NS, clock, clock.sleep), clock
+
+
+def test_deadlines_are_absolute() -> None:
+    pacer, clock = _pacer()
+    pacer.start()
+    for index in range(5):
+        assert pacer.wait() == 0
+        assert pacer.now_ns == index * PERIOD_NS
+        clock.now_ns += 3_000_000  # work that takes part of the period delays nothing
+
+
+def test_late_periods_are_left_out_and_counted() -> None:
+    pacer, clock = _pacer()
+    pacer.start()
+    pacer.wait()
+    clock.now_ns += 12_000_000
+    assert pacer.wait() == 0  # late by 2 ms: this tick is late, the next one is not
+    assert pacer.now_ns == 12_000_000
+    clock.now_ns += 33_000_000
+    assert pacer.wait() == 2  # at 45 ms: deadlines 20 and 30 are gone, 40 is late
+    assert pacer.wait() == 0
+    assert pacer.now_ns == 50_000_000
+
+
+def test_on_a_virtual_clock_it_does_what_evaluation_does(artifact_folder: Path) -> None:
+    policy = ExportedPolicy(artifact_folder)
+    evaluated = ClosedLoop(policy, "reach", latency_s=0.02)
+    record = evaluated.run(21)
+
+    world = world_for("reach", "fr3", policy.contract)
+    source = InProcessSource(policy, 0.02)
+    loop = ControlLoop.for_policy(world.body, Arm(world.spec), policy.contract, source)
+    world.reset(21)
+    source.reset(21)
+    loop.set_instruction(world.instruction)
+    run = run_in_real_time(world, loop, source, _pacer()[0], world.task.max_steps / 10, check_every=10)
+
+    np.testing.assert_array_equal(world.data.qpos, evaluated.world.data.qpos)
+    assert run.success == record.success
+    assert run.holds == record.holds
+    assert run.margins == record.margins
+    assert run.timing.skipped == 0
+    assert not run.timing.period_errors_s(0.01).any()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_phrasing_is_understood(name: str) -> None:
+    for template in (*TASKS[name].templates, *TASKS[name].held_out_templates):
+        order = understand(template.format(color="blue", side="right").capitalize() + ".")
+        assert order.task == name
+        assert order.color == "blue"
+        assert order.side == ("right" if "{side}" in template else "")
+
+
+def test_what_is_not_understood_is_refused_with_examples() -> None:
+    with pytest.raises(UsageError, match="lift the red block"):
+        understand("make coffee")
+    with pytest.raises(UsageError, match="must name one block"):
+        understand("lift something", "lift")
+    assert understand("hoist that yellow thing", "lift") == Order("lift", "yellow")
+    with pytest.raises(Unknown, match="reach"):
+        understand("lift the red block", "lfit")
+
+
+def test_scenes_are_those_of_evaluation_with_the_ordered_goal() -> None:
+    world = TaskWorld("push")
+    order = Order("push", "green", "left")
+    found = seeds(order, world, 0)
+    for _ in range(2):
+        seed = next(found)
+        assert (world.goal.color, world.goal.side) == ("green", "left")
+        assert seed in {episode_seed(0, "push", i) for i in range(200)}
+
+
+@pytest.fixture
+def config(artifact_folder: Path, tmp_path: Path) -> ControlConfig:
+    return ControlConfig(artifact_folder, instruction="lift the red block", duration_s=0.6, output=tmp_path / "out")
+
+
+def test_a_short_run_leaves_its_figures(config: ControlConfig, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    result = control(replace(config, video=film))
+    written = json.loads((config.output / "control.json").read_text())
+    assert written == json.loads(json.dumps(result))
+    assert written["task"] == "lift"
+    assert written["episodes"] == len(written["runs"]) == 1
+    assert written["runs"][0]["duration_s"] >= 0.6
+    for key in ("period_error_ms", "busy_ms", "inference_ms", "observation_to_chunk_ms"):
+        assert set(written[key]) == {"p50", "p99", "max"}
+    assert all(margin > 0 for margin in written["margins"].values())
+    assert film.read_bytes()[4:8] == b"ftyp"
+    with pytest.raises(VolarError, match="overwrite=true"):
+        control(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"instruction": "set the red cube down on the big plate please"}, UsageError, "no task is known"),
+        ({"instruction": "please do lift up the red block now", "task": "lift"}, TokenizerError, "at most 7"),
+        ({"rate_hz": 33.0}, UsageError, "rate_hz=33"),
+    ],
+)
+def test_refusals(config: ControlConfig, changes: dict[str, Any], error: type[VolarError], says: str) -> None:
+    with pytest.raises(error, match=says):
+        control(replace(config, **changes))
+    assert not config.output.exists()
+
+
+def test_a_policy_directory_is_sent_to_export(config: ControlConfig, tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text('{"type": "volar"}')
+    with pytest.raises(VolarError, match="volar-export policy="):
+        control(replace(config, policy=tmp_path / "policy"))
+
+
+def test_an_artifact_for_another_robot_is_refused(config: ControlConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(config.policy, folder)
+    replace(ExportedPolicy(config.policy).contract, robot="ur5e").save(folder / "contract.json")
+    with pytest.raises(ContractError, match="robot: policy wants ur5e, found fr3"):
+        control(replace(config, policy=folder))
+
+
+def test_settings_are_checked_before_anything_runs(artifact_folder: Path) -> None:
+    with pytest.raises(Unknown, match="sim/fr3"):
+        ControlConfig(artifact_folder, robot="ros2/fr3", task="lift")
+    with pytest.raises(UsageError, match="say what to do"):
+        ControlConfig(artifact_folder)
+    with pytest.raises(ValueError, match=r"\.mp4"):
+        ControlConfig(artifact_folder, task="lift", video=Path("film.gif"))
