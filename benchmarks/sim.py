@@ -29,7 +29,7 @@ def environment_rate(cameras: tuple[str, ...], steps: int = 200) -> float:
     env = TabletopEnv("lift", cameras=cameras, max_steps=10**6)
     env.reset(seed=0)
     rng = np.random.default_rng(0)
-    actions = rng.uniform(env.action_space.low, env.action_space.high, (steps, 7)).astype(np.float32)
+    actions = rng.uniform(env.world.spec.action.low, env.world.spec.action.high, (steps, 7)).astype(np.float32)
 
     def run() -> None:
         for action in actions:

@@ -8,12 +8,13 @@ seeds count from 0, repeats a layout that was trained on.
 import os
 import shutil
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -191,7 +192,16 @@ def _start_worker(config: CollectConfig, tasks: tuple[str, ...]) -> None:
 
 def _start_process(config: CollectConfig, tasks: tuple[str, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes decides when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _start_worker(config, tasks)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that writes is killed; the pool's queue would let it wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make(number: int) -> bytes:
