@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,9 +128,10 @@ def _tokenizer() -> dict[str, object]:
 def _write_golden(path: Path) -> None:
     samples = [observation(x_m=x) for x in (0.4, 0.45, 0.6)]
     ids = [WORDS.index(word) for word in ("<s>", "lift", "the", "red", "block")]
+    images: dict[str, Any] = {f"image.{name}": np.stack([s.images[name] for s in samples]) for name in FR3.cameras}
     np.savez(
         path,
-        **{f"image.{name}": np.stack([s.images[name] for s in samples]) for name in FR3.cameras},
+        **images,
         state=np.stack([s.state for s in samples]),
         input_ids=np.tile(np.array(ids + [0] * (TEXT_LENGTH - len(ids)), np.int64), (len(samples), 1)),
         instruction=np.array([s.instruction for s in samples]),
@@ -147,7 +149,7 @@ def _graph() -> bytes:
     gain[0, ::7] = -0.1
     bias = np.zeros(CHUNK_LENGTH * 7, np.float32)
     bias[::7], bias[6::7] = 0.05, 1.0
-    constants = {
+    constants: dict[str, NDArray[np.generic]] = {
         "gain": gain,
         "bias": bias,
         "action_shape": np.array([1, CHUNK_LENGTH, 7], np.int64),

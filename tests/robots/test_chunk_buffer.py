@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from volar.robots import chunk_buffer
@@ -110,6 +110,7 @@ def test_negative_blend_is_refused() -> None:
         ChunkBuffer(SPEC, blend_s=-1.0)
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 300), st.floats(-1, 1), st.integers(1, 6)), max_size=12),
     st.floats(0, 0.3),

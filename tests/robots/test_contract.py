@@ -62,7 +62,7 @@ def test_json_round_trip_is_exact(contract: PolicyContract, tmp_path: Path) -> N
 def test_hash_does_not_depend_on_the_order_of_keys(contract: PolicyContract) -> None:
     shuffled = json.dumps(dict(reversed(json.loads(contract.to_json()).items())), indent=2)
     assert PolicyContract.from_json(shuffled).sha256 == contract.sha256
-    turned = replace(contract, statistics=dict(reversed(contract.statistics.items())))
+    turned = replace(contract, statistics=dict(reversed(list(contract.statistics.items()))))
     assert turned.sha256 == contract.sha256
 
 

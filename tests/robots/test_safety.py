@@ -26,11 +26,11 @@ HIGH = np.array([2.7437, 1.7837, 2.9007, -0.1518, 2.8065, 4.5169, 3.0159])
 
 
 def _upper(speed: float, offset: float, gain: float, limit: float, q: Array) -> Array:
-    return np.minimum(speed, np.maximum(0.0, -offset + np.sqrt(np.maximum(0.0, gain * (limit - q))))) - EPS
+    return np.asarray(np.minimum(speed, np.maximum(0.0, -offset + np.sqrt(np.maximum(0.0, gain * (limit - q))))) - EPS)
 
 
 def _lower(speed: float, offset: float, gain: float, limit: float, q: Array) -> Array:
-    return np.maximum(-speed, np.minimum(0.0, offset - np.sqrt(np.maximum(0.0, gain * (limit + q))))) + EPS
+    return np.asarray(np.maximum(-speed, np.minimum(0.0, offset - np.sqrt(np.maximum(0.0, gain * (limit + q))))) + EPS)
 
 
 JOINTS = [  # speed, offset, gain, upper limit, lower limit (as libfranka writes it: limit + q)
