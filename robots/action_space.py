@@ -13,8 +13,8 @@ class ActionSpec:
     `kind`: `ee_delta` (dx dy dz [m], rotation vector [rad], gripper; the displacement of the commanded
     end-effector pose during one step) or `joint_position` ([rad], absolute, gripper last).
     `low`, `high`: (A,) bounds in those units. `frame`: `base` or `tool`. `rotation`: `rotation_vector`,
-    applied on the left in the base frame, or `none`. `gripper`: `open_is_one`, `open_is_zero` or `none`; the last element,
-    absolute in [0, 1]. `rate_hz`: actions a second. Raises `ValueError` naming the field that is wrong.
+    applied on the left in the base frame, or `none`. `gripper`: `open_is_one`, `open_is_zero` or `none`; it is the
+    last element, absolute in [0, 1]. `rate_hz`: actions a second. Raises `ValueError` naming the field that is wrong.
     """
 
     kind: ActionKind

@@ -77,7 +77,9 @@ class PolicyContract:
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
-            raise ValueError(f"contract format {self.format_version} is not {FORMAT_VERSION}; use the volar that wrote it")
+            raise ValueError(
+                f"contract format {self.format_version} is not {FORMAT_VERSION}; use the volar that wrote it"
+            )
         if len(self.state_names) != len(self.state_units):
             raise ValueError(f"{len(self.state_names)} state names but {len(self.state_units)} units")
         if not 1 <= self.execute_steps <= self.chunk_length:
@@ -154,12 +156,12 @@ def differences(a: PolicyContract, b: PolicyContract, ignore: tuple[str, ...] = 
 
     def leaves(value: Any, path: str) -> dict[str, Any]:
         if isinstance(value, dict):
-            return {k: v for key, item in value.items() for k, v in leaves(item, f"{path}.{key}" if path else key).items()}
+            return {
+                k: v for key, item in value.items() for k, v in leaves(item, f"{path}.{key}" if path else key).items()
+            }
         return {path: value}
 
-    left, right = (
-        leaves({k: v for k, v in json.loads(c.to_json()).items() if k not in ignore}, "") for c in (a, b)
-    )
+    left, right = (leaves({k: v for k, v in json.loads(c.to_json()).items() if k not in ignore}, "") for c in (a, b))
     keys = sorted(left.keys() | right.keys())
     return [Mismatch(k, left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)]
 
@@ -180,7 +182,11 @@ def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
     compare("state_units", contract.state_units, robot.state_units)
     for camera in contract.cameras:
         if camera.name not in robot.cameras:
-            found.append(Mismatch(f"cameras.{camera.name}", f"{camera.width}x{camera.height}", f"cameras {', '.join(robot.cameras)}"))
+            found.append(
+                Mismatch(
+                    f"cameras.{camera.name}", f"{camera.width}x{camera.height}", f"cameras {', '.join(robot.cameras)}"
+                )
+            )
     return found
 
 

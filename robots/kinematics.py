@@ -94,7 +94,9 @@ class Arm:
         import mink
 
         self._configuration.update(self._qpos(q))
-        self._task.set_target(mink.SE3.from_rotation_and_translation(mink.SO3.from_matrix(target.rotation), target.position))
+        self._task.set_target(
+            mink.SE3.from_rotation_and_translation(mink.SO3.from_matrix(target.rotation), target.position)
+        )
         velocity = mink.solve_ik(
             self._configuration, [self._task, self._posture], dt_s, "daqp", damping=self._DAMPING, limits=self._limits
         )
@@ -116,7 +118,9 @@ class Arm:
     def proprio(self, q: Vector, gripper_width_m: float) -> NDArray[np.float32]:
         """The state vector (S,) of `RobotSpec.state_names`: position, first two columns of the rotation, width."""
         pose = self.forward(q)
-        return np.concatenate([pose.position, pose.rotation[:, 0], pose.rotation[:, 1], [gripper_width_m]]).astype(np.float32)
+        return np.concatenate([pose.position, pose.rotation[:, 0], pose.rotation[:, 1], [gripper_width_m]]).astype(
+            np.float32
+        )
 
     def _qpos(self, q: Vector) -> Vector:
         qpos = np.zeros(self.model.nq)

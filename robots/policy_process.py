@@ -19,8 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
-
+from typing import Literal, Self
 
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError

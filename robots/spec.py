@@ -55,7 +55,15 @@ class RobotSpec:
 
     def __post_init__(self) -> None:
         size = len(self.joint_names)
-        for name in ("position_min", "position_max", "velocity_max", "acceleration_max", "jerk_max", "effort_max", "home"):
+        for name in (
+            "position_min",
+            "position_max",
+            "velocity_max",
+            "acceleration_max",
+            "jerk_max",
+            "effort_max",
+            "home",
+        ):
             if len(getattr(self, name)) != size:
                 raise ValueError(f"{self.name}: {name} has {len(getattr(self, name))} entries for {size} joints")
         home = np.array(self.home)
