@@ -6,9 +6,11 @@ kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' acti
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from volar.vla.training_run import TrainingRun
 
+RECORD = "train.json"  # the settings of the run in a folder
 EXAMPLES = (
     "volar-train stage=grounding dataset=runs/scenes minutes=3 output=runs/grounding",
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy",
@@ -38,6 +41,7 @@ class TrainConfig:
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
     init: Path | None = field(default=None, metadata={"help": "policy directory or run to start the weights from"})
     backbone: str = field(default="tiny", metadata={"help": "vision-language model (tiny)"})
+    recipe: str | None = field(default=None, metadata={"group": True, "help": "named settings, before the others"})
     tokenizer: str = field(default="bins", metadata={"help": "action tokenizer (bins)"})
     chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
     execute_steps: int = field(default=4, metadata={"help": "of which executed before looking again"})
@@ -52,6 +56,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = field(
         default="auto", metadata={"help": "auto: bf16 where this machine multiplies it faster"}
     )
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: one for each CPU"})
     save_every_s: float = field(default=120.0, metadata={"help": "seconds between checkpoints"})
     save_every_steps: int | None = field(default=None, metadata={"help": "steps between checkpoints, instead"})
     keep: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
@@ -69,10 +74,16 @@ class TrainConfig:
 
 def train(config: TrainConfig) -> None:
     """Runs a stage to its end, from the start or from the last checkpoint; leaves `checkpoints/last`."""
+    check_output(config)
+    # Read when torch starts: threads that wait sleep, instead of spinning on cores that other processes need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
     from volar.vla.training_run import TrainingRun
 
-    prepare_output(config)
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     training = TrainingRun.start(config)
+    prepare_output(config)
     print(training.summary(), flush=True)
     with (config.output / "metrics.jsonl").open("a") as log:
         for metrics in training_steps(config, training):
@@ -120,33 +131,42 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
     return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def prepare_output(config: TrainConfig) -> None:
-    """Makes the output folder, or refuses one that holds something else. Raises `VolarError`."""
-    import shutil
-
-    record = config.output / "train.json"
-    wanted = {key: str(value) for key, value in sorted(asdict(replace(config, resume=False, overwrite=False)).items())}
-    if config.resume:
-        if not record.is_file():
-            raise VolarError(f"{config.output} holds no training run to resume; leave resume=true away to start one")
-        before = json.loads(record.read_text())
-        free = ("steps", "minutes", "keep", "save_every_s", "save_every_steps", "output")
-        differing = [f"{k}: was {before.get(k)}, is {v}" for k, v in wanted.items() if before.get(k) != v and k not in free]
-        if differing:
-            raise VolarError(f"{config.output} was trained with other settings ({'; '.join(differing)})")
-        return
-    if config.output.exists() and any(config.output.iterdir()):
-        if not config.overwrite:
+def check_output(config: TrainConfig) -> None:
+    """Refuses an output that holds something else, or another run than the one to resume. Raises `VolarError`."""
+    record = config.output / RECORD
+    if not config.resume:
+        if config.output.exists() and any(config.output.iterdir()) and not config.overwrite:
             raise VolarError(
                 f"output {config.output} is not empty; give another, resume=true to continue it, or overwrite=true"
             )
+        return
+    if not record.is_file():
+        raise VolarError(f"{config.output} holds no training run to resume; leave resume=true away to start one")
+    before, wanted = json.loads(record.read_text()), settings(config)
+    changed = [f"{key}: was {before.get(key)}, is {value}" for key, value in wanted.items() if before.get(key) != value]
+    if changed:
+        raise VolarError(f"{config.output} was trained with other settings ({'; '.join(changed)})")
+
+
+def settings(config: TrainConfig) -> dict[str, str]:
+    """What makes a run this one and no other; how long and how it is saved may change when it resumes."""
+    free = ("steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps", "output", "resume", "overwrite", "recipe")
+    return {key: str(value) for key, value in sorted(asdict(config).items()) if key not in free}
+
+
+def prepare_output(config: TrainConfig) -> None:
+    """Makes the folder of a new run, once its input is known to be usable."""
+    if config.resume:
+        return
+    if config.output.exists():
         shutil.rmtree(config.output)
-    config.output.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted, indent=1) + "\n")
+    config.output.mkdir(parents=True)
+    (config.output / RECORD).write_text(json.dumps(settings(config), indent=1) + "\n")
 
 
 def main() -> int:
-    return run("volar-train", TrainConfig, train, doc=__doc__, examples=EXAMPLES)
+    configs = Path(__file__).parent / "configs"
+    return run("volar-train", TrainConfig, train, doc=__doc__, examples=EXAMPLES, config_dir=configs)
 
 
 if __name__ == "__main__":

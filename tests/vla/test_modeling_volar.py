@@ -1,0 +1,139 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from volar.robots.contract import ContractError, PolicyContract
+from volar.robots.errors import Unknown, VolarError
+from volar.robots.interface import Observation
+from volar.vla.backbone import BackboneConfig
+from volar.vla.checkpoint_policy import load
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.losses import action_loss, point_losses
+from volar.vla.modeling_volar import Outputs, VolarModel
+from volar.vla.processor_volar import TorchPolicy, save_policy
+
+TOKENIZER = InstructionTokenizer.load()
+
+
+def outputs(model: VolarModel, length: int, batch: int = 2) -> Outputs:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(batch, 2, 3, 32, 32, generator=generator) * 2 - 1
+    ids = torch.from_numpy(InstructionTokenizer.load(length=length).encode(["lift the red block"] * batch))
+    with torch.inference_mode():
+        return model(pixels, ids, torch.zeros(batch, 10))
+
+
+def observation(contract: PolicyContract, seed: int = 0) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {c.name: rng.integers(0, 255, (c.height, c.width, 3), np.uint8) for c in contract.cameras}
+    return Observation(images, rng.uniform(-0.3, 0.3, 10).astype(np.float32), "lift the red block", 5)
+
+
+def test_shapes(model: VolarModel) -> None:
+    out = outputs(model, 20)
+    assert out.action_logits.shape == (2, 8, 7, 256)
+    assert out.patch_logits.shape == (2, 2, 64)
+    assert out.points.shape == (2, 2, 3)
+
+
+def test_padding_tells_the_network_nothing_but_place(model: VolarModel) -> None:
+    """What is masked carries no information: another id under the mask cannot change an answer."""
+    ids = torch.from_numpy(TOKENIZER.encode(["lift the red block"]))
+    embedded = model.backbone.embed_words(ids)
+    mask = torch.ones(1, 20, 20, dtype=torch.bool)
+    mask[..., 5:] = False
+    with torch.inference_mode():
+        a = model.backbone.hidden_states(embedded, mask)[:, :5]
+        changed = embedded.clone()
+        changed[:, 5:] = 3.0
+        b = model.backbone.hidden_states(changed, mask)[:, :5]
+        seen = model.backbone.hidden_states(changed, torch.ones_like(mask))[:, :5]
+    assert torch.equal(a, b)
+    assert not torch.allclose(a, seen)
+
+
+def test_the_instruction_matters(model: VolarModel) -> None:
+    pixels, state = torch.zeros(1, 2, 3, 32, 32), torch.zeros(1, 10)
+    with torch.inference_mode():
+        a, b = (model(pixels, torch.from_numpy(TOKENIZER.encode([t])), state) for t in ("lift red", "lift blue"))
+    assert not torch.equal(a.action_logits, b.action_logits)
+
+
+def test_masked_steps_carry_no_loss() -> None:
+    logits = torch.randn(2, 8, 7, 256, requires_grad=True)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[1, 3:] = False
+    action_loss(logits, torch.zeros(2, 8, 7), mask).backward()
+    assert logits.grad is not None
+    assert logits.grad[1, 3:].abs().sum() == 0
+    assert logits.grad[1, :3].abs().sum() > 0
+
+
+def test_the_best_logits_for_a_target_are_its_bin() -> None:
+    logits = torch.zeros(1, 1, 1, 256)
+    best = min(range(256), key=lambda b: float(action_loss(_peak(logits, b), torch.full((1, 1, 1), 0.5), torch.ones(1, 1))))
+    assert best == 191  # the interval that 0.5 lies in: (0.5 + 1) / 2 * 255 = 191.25
+
+
+def _peak(logits: torch.Tensor, bin_index: int) -> torch.Tensor:
+    peaked = logits.clone()
+    peaked[..., bin_index] = 5.0
+    return peaked
+
+
+def test_frames_without_points_carry_no_point_loss(model: VolarModel) -> None:
+    out = outputs(model, 20)
+    patch, place = point_losses(out, torch.full((2, 2, 5), torch.nan), torch.ones(3))
+    assert float(patch) == float(place) == 0.0
+
+
+def test_saved_and_loaded_is_the_same_policy(model: VolarModel, contract: PolicyContract, tmp_path: Path) -> None:
+    save_policy(tmp_path, model, contract, TOKENIZER)
+    a = TorchPolicy(model, contract, TOKENIZER).predict(observation(contract))
+    b = load(tmp_path).predict(observation(contract))
+    assert np.array_equal(a.actions, b.actions)
+    assert b.stamp_ns == 5
+    low, high = np.array(contract.action.low, np.float32), np.array(contract.action.high, np.float32)
+    assert (b.actions >= low).all()
+    assert (b.actions <= high).all()
+
+
+def test_half_a_checkpoint_is_refused(model: VolarModel, contract: PolicyContract, tmp_path: Path) -> None:
+    save_policy(tmp_path, model, contract, TOKENIZER)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(VolarError, match="model.safetensors cannot be loaded"):
+        load(tmp_path)
+
+
+def test_another_contract_beside_the_weights_is_refused(model: VolarModel, contract: PolicyContract, tmp_path: Path) -> None:
+    save_policy(tmp_path, model, contract, TOKENIZER)
+    replace(contract, execute_steps=2).save(tmp_path / "contract.json")
+    with pytest.raises(VolarError, match="was trained under contract"):
+        load(tmp_path)
+
+
+def test_another_policy_type_is_refused(model: VolarModel, contract: PolicyContract, tmp_path: Path) -> None:
+    save_policy(tmp_path, model, contract, TOKENIZER)
+    raw = json.loads((tmp_path / "config.json").read_text()) | {"type": "act"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(VolarError, match="policy type 'act'"):
+        load(tmp_path)
+
+
+def test_wrong_cameras_or_state_are_named(model: VolarModel, contract: PolicyContract) -> None:
+    policy = TorchPolicy(model, contract, TOKENIZER)
+    good = observation(contract)
+    with pytest.raises(ContractError, match="wants camera wrist 32x32"):
+        policy.predict(replace(good, images={"front": good.images["front"]}))
+    with pytest.raises(ContractError, match="wants state"):
+        policy.predict(replace(good, state=good.state[:-1]))
+
+
+def test_an_unknown_backbone_names_the_choices() -> None:
+    with pytest.raises(Unknown, match="tiny"):
+        BackboneConfig(name="tny")

@@ -1,0 +1,128 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from volar.datasets.frame_cache import FrameCache
+from volar.datasets.lerobot_format import load_contract
+from volar.robots.errors import UsageError, VolarError
+from volar.vla.train import TrainConfig, learning_rate, train
+from volar.vla.training_run import TrainingRun
+
+Settings = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def settings(dataset: Path, tmp_path: Path) -> Settings:
+    base = TrainConfig(
+        dataset=dataset, output=tmp_path / "run", steps=6, batch_size=8, warmup_steps=2, precision="fp32", threads=1
+    )
+    return lambda **changes: replace(base, **changes)
+
+
+def weights(output: Path) -> dict[str, np.ndarray]:
+    return load_file(output / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
+
+
+def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_a_killed_run_ends_with_the_same_bits(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings(output=tmp_path / "whole"))
+
+    class Killed(Exception):
+        pass
+
+    step = TrainingRun.train_step
+
+    def killed_at_five(self: TrainingRun, rate: float) -> object:
+        if self.step == 5:
+            raise Killed
+        return step(self, rate)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TrainingRun, "train_step", killed_at_five)
+        train(settings(save_every_steps=3))
+    train(settings(resume=True))  # from step 3: what came after it is done again
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_the_seed_decides_the_run(settings: Settings, tmp_path: Path) -> None:
+    train(settings(steps=2, output=tmp_path / "a", seed=0))
+    train(settings(steps=2, output=tmp_path / "b", seed=1))
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_training_lowers_the_loss_on_what_it_sees(settings: Settings) -> None:
+    training = TrainingRun.start(settings(batch_size=64, seed=3))
+    losses = [training.train_step(2e-3).named() for _ in range(30)]
+    assert losses[-1]["action"] < losses[0]["action"]
+    assert losses[-1]["patch"] < losses[0]["patch"]
+
+
+def test_a_resumed_run_must_be_the_same_run(settings: Settings) -> None:
+    with pytest.raises(VolarError, match="holds no training run to resume"):
+        train(settings(resume=True))
+    train(settings(steps=1))
+    with pytest.raises(VolarError, match="learning_rate: was 0.001, is 0.5"):
+        train(settings(resume=True, learning_rate=0.5))
+
+
+def test_what_is_in_the_output_is_kept(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(VolarError, match="overwrite=true"):
+        train(settings())
+    with pytest.raises(VolarError, match="not a LeRobotDataset"):
+        train(settings(dataset=tmp_path / "nothing", overwrite=True))
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"  # bad input loses nothing
+
+
+def test_a_diverged_loss_ends_with_a_usable_checkpoint(settings: Settings) -> None:
+    with pytest.raises(VolarError, match="lower learning_rate"):
+        train(settings(learning_rate=1e18, steps=50, save_every_steps=1, warmup_steps=1))
+    assert weights(settings().output)
+
+
+def test_cloning_needs_action_statistics(settings: Settings, dataset: Path) -> None:
+    contract = load_contract(dataset)
+    scenes = {"observation.state": contract.statistics["observation.state"]}
+    replace(contract, statistics=scenes).save(dataset / "meta" / "volar_contract.json")
+    with pytest.raises(VolarError, match="cloning needs demonstrations"):
+        train(settings())
+    train(settings(stage="grounding", steps=1))
+
+
+def test_scenes_of_another_robot_are_refused(settings: Settings, dataset: Path, tmp_path: Path) -> None:
+    cache, contract = FrameCache.open(dataset), load_contract(dataset)
+    cache.save(tmp_path / "scenes", replace(contract, state_names=tuple(reversed(contract.state_names))))
+    with pytest.raises(VolarError, match=r"does not fit the dataset: state_names"):
+        train(settings(scenes=tmp_path / "scenes"))
+
+
+def test_cloning_starts_from_grounding(settings: Settings, dataset: Path, tmp_path: Path) -> None:
+    grounded = settings(stage="grounding", steps=2, output=tmp_path / "grounding")
+    train(grounded)
+    train(settings(init=tmp_path / "grounding", scenes=dataset, steps=1))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 1
+
+
+def test_settings_that_make_no_sense(settings: Settings) -> None:
+    for wrong in ({"minutes": 1.0}, {"steps": None}, {"scenes_fraction": 1.0}, {"resume": True, "overwrite": True}):
+        with pytest.raises(UsageError):
+            settings(**wrong)
+
+
+def test_the_schedule_rises_and_falls(settings: Settings) -> None:
+    config = settings(warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(config, step, step / 100) for step in range(101)]
+    assert max(rates) <= 1.0
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
