@@ -19,12 +19,12 @@ AREAS = ("robots", "datasets", "vla", "sim", "rl")
 
 
 def data_files(root: Path) -> set[str]:
-    """What must be in a wheel besides Python files: paths relative to the areas' parent."""
+    """What must be in a wheel besides Python files: paths relative to the areas' parent. Notes for readers stay."""
     return {
         str(path.relative_to(root))
         for area in AREAS
         for path in (root / area).rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and path != root / area / "README.md"
     }
 
 
