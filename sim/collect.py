@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -193,6 +194,7 @@ def _start_worker(config: CollectConfig, tasks: tuple[str, ...]) -> None:
 def _start_process(config: CollectConfig, tasks: tuple[str, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes decides when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    Finalize(None, _worker.clear, exitpriority=0)  # frees the loops before the interpreter does: ruckig insists
     _start_worker(config, tasks)
 
 
