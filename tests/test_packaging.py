@@ -29,14 +29,21 @@ def data_files(root: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel installed, made from a copy: setuptools leaves `build/` where it works."""
-    source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "target"))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout: setuptools leaves `build/` where it works."""
+    source = tmp_path_factory.mktemp("source")
     for name in (".src", *AREAS):
         ignore = shutil.ignore_patterns("*.egg-info", "__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel installed."""
+    wheels, target = (tmp_path_factory.mktemp(name) for name in ("wheels", "target"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(wheels)]
     subprocess.run(build, check=True, capture_output=True)
@@ -64,18 +71,18 @@ def test_the_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -
     assert Path(outside(installed, code, tmp_path)).is_relative_to(installed)
 
 
-def test_the_wheel_carries_the_data(installed: Path) -> None:
-    wanted = data_files(ROOT)
+def test_the_wheel_carries_the_data(source: Path, installed: Path) -> None:
+    wanted = data_files(source)
     assert any(name.startswith("vla/tokenizers/") for name in wanted)
     assert data_files(installed / "volar") == wanted
     assert (installed / "volar" / "py.typed").is_file()
 
 
-def test_the_wheel_carries_every_module(installed: Path) -> None:
+def test_the_wheel_carries_every_module(source: Path, installed: Path) -> None:
     def modules(root: Path) -> set[str]:
         return {str(path.relative_to(root)) for area in AREAS for path in (root / area).rglob("*.py")}
 
-    assert modules(installed / "volar") == modules(ROOT)
+    assert modules(installed / "volar") == modules(source)
 
 
 def test_the_wheel_declares_scripts_and_policies(installed: Path, tmp_path: Path) -> None:
