@@ -84,7 +84,7 @@ class CameraRenderer:
         """GL_RENDERER, such as `llvmpipe (LLVM 19, 256 bits)`."""
         self._gl.make_current()
         try:
-            from OpenGL import GL  # type: ignore[import-untyped]
+            from OpenGL import GL
 
             value = GL.glGetString(GL.GL_RENDERER)
         except Exception:  # only for the log; the errors of PyOpenGL depend on the backend
