@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +39,21 @@ class WordTokenizer:
     def load(path: Path, length: int) -> "WordTokenizer":
         """Reads `tokenizer.json`. Raises `TokenizerError` for another model type or special token."""
         try:
-            raw = json.loads(path.read_text())
+            return WordTokenizer.from_json(json.loads(path.read_text()), length)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{path.name} cannot be read: {type(error).__name__} {error}") from error
+
+    @staticmethod
+    def from_json(raw: Any, length: int) -> "WordTokenizer":
+        """From the content of a `tokenizer.json`. Raises `TokenizerError` for another model type."""
+        try:
             model = raw["model"]
             if model["type"] != "WordLevel":
-                raise TokenizerError(f"{path.name} is of type {model['type']!r}, only WordLevel is supported")
+                raise TokenizerError(f"the tokenizer is of type {model['type']!r}, only WordLevel is supported")
             vocabulary = {str(word): int(index) for word, index in model["vocab"].items()}
             vocabulary |= {str(token["content"]): int(token["id"]) for token in raw.get("added_tokens", [])}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TokenizerError(f"{path.name} cannot be read: {type(error).__name__} {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TokenizerError(f"the tokenizer cannot be read: {type(error).__name__} {error}") from error
         return WordTokenizer(vocabulary, length)
 
     def encode(self, text: str) -> NDArray[np.int64]:

@@ -1,0 +1,97 @@
+"""The whole path on a small scale, through the verbs a user types: a minute of training must show in the arm's motion."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from volar.robots.exported_policy import ExportedPolicy
+from volar.robots.interface import Policy
+from volar.robots.policies import load_policy
+from volar.sim.closed_loop import ClosedLoop, episode_seed
+from volar.vla.checkpoint_policy import load_parts
+from volar.vla.modeling_volar import VolarModel
+from volar.vla.processor_volar import save_policy
+
+POLICY = "policy/checkpoints/last/pretrained_model"
+
+
+def volar(verb: str, *settings: str, cwd: Path) -> str:
+    """Runs a console script of this installation; returns what it printed."""
+    script = Path(sys.executable).parent / f"volar-{verb}"
+    done = subprocess.run([script, *settings], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"volar-{verb} {' '.join(settings)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demonstrations, scenes, a policy trained for about a minute (grounding, then cloning), an untrained one, and the artifact."""
+    root = tmp_path_factory.mktemp("runs")
+    volar("collect", "kind=scenes", "scenes=3000", "image_size=64", "output=scenes", cwd=root)
+    volar("collect", "tasks=reach", "episodes=80", "image_size=64", "output=demonstrations", cwd=root)
+    volar("train", "stage=grounding", "dataset=scenes", "steps=220", "learning_rate=1.5e-3", "output=grounding", cwd=root)
+    cloning = ("dataset=demonstrations", "scenes=scenes", "scenes_fraction=0.5", "init=grounding", "steps=80")
+    volar("train", *cloning, "learning_rate=1e-3", "output=policy", cwd=root)
+    volar("export", "policy=policy", "output=artifact", cwd=root)
+    model, contract, tokenizer = load_parts(root / POLICY)
+    torch.manual_seed(0)
+    save_policy(root / "untrained", VolarModel(model.config, contract), contract, tokenizer)
+    return root
+
+
+def distances_m(policy: Policy, episodes: int = 12) -> list[float]:
+    """How near the fingertips end to the place above the named block, in held-out reach episodes."""
+    loop = ClosedLoop(policy, "reach", latency_s=0.02)
+    found = []
+    for index in range(episodes):
+        loop.run(episode_seed(5, "reach", index), index)
+        state = loop.world.state
+        found.append(float(np.linalg.norm(state.tcp - state.block(loop.world.goal.color) - [0, 0, 0.04])))
+    loop.close()
+    return found
+
+
+def test_a_minute_of_training_beats_no_training(runs: Path) -> None:
+    trained, untrained = (distances_m(load_policy(runs / name)) for name in ("policy", "untrained"))
+    assert np.mean(trained) < 0.7 * np.mean(untrained), (trained, untrained)
+
+
+def test_what_is_evaluated_is_what_is_deployed(runs: Path) -> None:
+    """Checkpoint and artifact: the same success in the same episodes, the same actions for the same looks."""
+    results = []
+    for name in ("policy", "artifact"):
+        settings = ("tasks=reach", "episodes=4", "seed=3", "videos=0", "wrong_instruction=false", f"output=evaluated_{name}")
+        volar("evaluate", f"policy={name}", *settings, cwd=runs)
+        results.append(json.loads((runs / f"evaluated_{name}" / "results.json").read_text()))
+    a, b = results
+    assert a["contract_sha256"] == b["contract_sha256"]
+    assert [e["success"] for e in a["episodes"]] == [e["success"] for e in b["episodes"]]
+    assert {"successes", "episodes", "success_rate", "wilson95"} <= a["overall"].keys()
+    golden = np.load(runs / "artifact" / "golden.npz")
+    assert len(golden["actions"]) >= 4
+    assert ExportedPolicy(runs / "artifact").contract == load_policy(runs / "policy").contract
+
+
+def test_the_artifact_moves_the_arm_in_real_time(runs: Path) -> None:
+    instruction = "instruction=move to the red block"
+    volar("control", "policy=artifact", "robot=sim/fr3", instruction, "duration_s=2", "output=control", cwd=runs)
+    report = json.loads((runs / "control" / "control.json").read_text())
+    assert report
+
+
+def test_the_doctor_finds_what_was_changed_in_an_artifact(runs: Path) -> None:
+    volar("doctor", "artifact", "timer_seconds=0", cwd=runs)
+    shutil.copytree(runs / "artifact", runs / "damaged")
+    graph = bytearray((runs / "damaged" / "policy.onnx").read_bytes())
+    graph[len(graph) // 2] ^= 1
+    (runs / "damaged" / "policy.onnx").write_bytes(graph)
+    script = Path(sys.executable).parent / "volar-doctor"
+    done = subprocess.run([script, "damaged", "timer_seconds=0"], cwd=runs, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "policy.onnx" in done.stdout + done.stderr
