@@ -301,7 +301,7 @@ def _parquet(groups: list[pa.Table]) -> bytes:
 
 
 def _tasks_file(instructions: list[str]) -> bytes:
-    import pandas as pd  # type: ignore[import-untyped]  # LeRobot reads this file as a frame indexed by the instruction
+    import pandas as pd  # LeRobot reads this file as a frame indexed by the instruction
 
     frame = pd.DataFrame({"task_index": range(len(instructions))}, index=pd.Index(instructions, name="task"))
     data: bytes = frame.to_parquet()

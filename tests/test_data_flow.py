@@ -1,4 +1,4 @@
-"""The whole path on a small scale, through the verbs a user types: a minute of training must show in the arm's motion."""
+"""The whole path on a small scale, through the verbs a user types: a minute of training must show."""
 
 import json
 import shutil
@@ -31,11 +31,12 @@ def volar(verb: str, *settings: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demonstrations, scenes, a policy trained for about a minute (grounding, then cloning), an untrained one, and the artifact."""
+    """Data, a policy trained for about a minute (grounding, then cloning), an untrained one, and the artifact."""
     root = tmp_path_factory.mktemp("runs")
     volar("collect", "kind=scenes", "scenes=3000", "image_size=64", "output=scenes", cwd=root)
     volar("collect", "tasks=reach", "episodes=80", "image_size=64", "output=demonstrations", cwd=root)
-    volar("train", "stage=grounding", "dataset=scenes", "steps=220", "learning_rate=1.5e-3", "output=grounding", cwd=root)
+    grounding = ("stage=grounding", "dataset=scenes", "steps=220", "learning_rate=1.5e-3")
+    volar("train", *grounding, "output=grounding", cwd=root)
     cloning = ("dataset=demonstrations", "scenes=scenes", "scenes_fraction=0.5", "init=grounding", "steps=80")
     volar("train", *cloning, "learning_rate=1e-3", "output=policy", cwd=root)
     volar("export", "policy=policy", "output=artifact", cwd=root)
@@ -66,8 +67,8 @@ def test_what_is_evaluated_is_what_is_deployed(runs: Path) -> None:
     """Checkpoint and artifact: the same success in the same episodes, the same actions for the same looks."""
     results = []
     for name in ("policy", "artifact"):
-        settings = ("tasks=reach", "episodes=4", "seed=3", "videos=0", "wrong_instruction=false", f"output=evaluated_{name}")
-        volar("evaluate", f"policy={name}", *settings, cwd=runs)
+        settings = ("tasks=reach", "episodes=4", "seed=3", "videos=0", "wrong_instruction=false")
+        volar("evaluate", f"policy={name}", *settings, f"output=evaluated_{name}", cwd=runs)
         results.append(json.loads((runs / f"evaluated_{name}" / "results.json").read_text()))
     a, b = results
     assert a["contract_sha256"] == b["contract_sha256"]

@@ -102,7 +102,7 @@ def _tiny(config: BackboneConfig, vocabulary_size: int) -> Any:
     llava = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=0,
+        image_token_index=0,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,

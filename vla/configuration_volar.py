@@ -38,8 +38,7 @@ class VolarConfig:
             if raw.get("type") != "volar":
                 raise VolarError(f"{path} is of policy type {raw.get('type')!r}, not 'volar'")
             backbone = BackboneConfig(**raw.pop("backbone"))
-            return VolarConfig(
-                backbone=backbone, **{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-            )
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+            return VolarConfig(backbone=backbone, **values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise VolarError(f"{path} is not a readable policy configuration: {error}") from error

@@ -13,7 +13,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from volar.robots.command_line import run
 from volar.robots.errors import VolarError
 
 if TYPE_CHECKING:
-    from volar.robots.contract import PolicyContract
     from volar.vla.processor_volar import TorchPolicy
 
 FORMAT_VERSION = 1
@@ -36,7 +35,9 @@ class ExportConfig:
     """Settings of `volar-export`."""
 
     output: Path = field(metadata={"help": "folder for the artifact"})
-    policy: Path | None = field(default=None, metadata={"help": "policy directory or training run; the shipped one by default"})
+    policy: Path | None = field(
+        default=None, metadata={"help": "policy directory or training run; the shipped one by default"}
+    )
     format: Literal["onnx"] = field(default="onnx", metadata={"help": "onnx runs wherever ONNX Runtime does"})
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
 
@@ -57,7 +58,8 @@ def export(config: ExportConfig) -> None:
     write_graph(policy, temporary / "policy.onnx")
     policy.contract.save(temporary / "contract.json")
     policy.tokenizer.save(temporary / "tokenizer.json")
-    np.savez_compressed(temporary / "golden.npz", **golden_set(policy))
+    golden: dict[str, Any] = golden_set(policy)
+    np.savez_compressed(temporary / "golden.npz", **golden)
     (temporary / "README.md").write_text(model_card(policy, source))
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -117,7 +119,7 @@ def write_graph(policy: "TorchPolicy", path: Path) -> None:
         )
 
 
-def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[np.generic]]:
+def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
     """Random observations inside the contract, with the torch policy's chunks; see `exported_policy`.
 
     Images are smooth random fields, states drawn between q01 and q99. An observation whose greedy tokens
@@ -132,7 +134,8 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[np.generic]]:
     rng = np.random.default_rng(0)
     state = contract.statistics["observation.state"]
     texts = ["lift the red block", "put the blue block on the plate", "push the green block to the left"]
-    kept: dict[str, list[NDArray[np.generic]]] = {key: [] for key in ("state", "input_ids", "instruction", "actions", "points")}
+    keys = ("state", "input_ids", "instruction", "actions", "points")
+    kept: dict[str, list[NDArray[np.generic]]] = {key: [] for key in keys}
     while len(kept["state"]) < GOLDEN_OBSERVATIONS:
         images = {c.name: _smooth_image(rng, c.height, c.width) for c in contract.cameras}
         observation = Observation(
@@ -159,19 +162,21 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[np.generic]]:
 def _smooth_image(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     coarse = rng.uniform(0, 255, (6, 6, 3))
     rows, columns = (np.arange(height) * 6) // height, (np.arange(width) * 6) // width
-    return coarse[rows][:, columns].astype(np.uint8)
+    image: NDArray[np.uint8] = coarse[rows][:, columns].astype(np.uint8)
+    return image
 
 
 def model_card(policy: "TorchPolicy", source: Path) -> str:
     contract = policy.contract
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in contract.cameras)
-    config = policy.graph.model.config
+    action, config = contract.action, policy.graph.model.config
     return f"""# Volar policy for {contract.robot}
 
 - backbone: {config.backbone.name}, action tokenizer: {config.tokenizer}, exported from `{source.name}`
 - contract: `{contract.sha256}`
-- action: {contract.action.kind} at {contract.action.rate_hz:g} Hz ({", ".join(contract.action.names)}), frame {contract.action.frame},
-  gripper {contract.action.gripper}; chunks of {contract.chunk_length}, {contract.execute_steps} executed before looking again
+- action: {action.kind} at {action.rate_hz:g} Hz ({", ".join(action.names)}), frame {action.frame},
+  gripper {action.gripper}; chunks of {contract.chunk_length}, of which {contract.execute_steps} are
+  executed before looking again
 - observation: {cameras}; state {", ".join(contract.state_names)}
 
 Run it: `volar-control policy=ARTIFACT robot=sim/{contract.robot} instruction="lift the red block"`.

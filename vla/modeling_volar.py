@@ -1,6 +1,6 @@
 """The policy network: one token sequence of words, images and proprioception; points and action tokens out.
 
-    [<s> lift the red block <pad>..] [front image tokens] [wrist image tokens] [proprio] [point queries] [action queries]
+    [<s> lift the red block <pad>..] [front image] [wrist image] [proprio] [point queries] [action queries]
 
 The language model runs once over all of it (parallel decoding of the whole chunk, as in OpenVLA-OFT, Kim et
 al. 2025). The prefix attends in both directions, as in PaliGemma; padding is masked. Hidden states of the two
@@ -63,7 +63,8 @@ class VolarModel(nn.Module):
     def forward(self, pixels: Tensor, input_ids: Tensor, state: Tensor) -> Outputs:
         """pixels (B, C, 3, h, w) in [-1, 1], input_ids (B, T), normalized state (B, S) -> `Outputs`."""
         batch, cameras = pixels.shape[:2]
-        images = self.backbone.embed_images(pixels.flatten(0, 1)).unflatten(0, (batch, cameras))  # (B, C, g*g, D)
+        images = self.backbone.embed_images(pixels.flatten(0, 1))  # (B * C, g*g, D)
+        images = images.reshape(batch, cameras, *images.shape[1:])
         views = [
             pool_tokens(images[:, i], side) + self.camera_embedding[i]
             for i, side in enumerate(self.config.camera_tokens)
@@ -86,11 +87,16 @@ class VolarModel(nn.Module):
 class PointHead(nn.Module):
     """Where the named objects are: attention over the first camera's tokens, then a regression."""
 
+    centres: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: VolarConfig, width: int) -> None:
         super().__init__()
         side = config.camera_tokens[0]
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.regress = nn.Sequential(nn.Linear(2 * width + 2, config.head_width), nn.SiLU(), nn.Linear(config.head_width, 5))
+        inner = config.head_width
+        self.regress = nn.Sequential(nn.Linear(2 * width + 2, inner), nn.SiLU(), nn.Linear(inner, 5))
         cells = (torch.arange(side) + 0.5) / side
         v, u = torch.meshgrid(cells, cells, indexing="ij")
         self.register_buffer("centres", torch.stack([u, v], -1).reshape(-1, 2), persistent=False)  # (P, 2)
@@ -126,7 +132,8 @@ class ActionHead(nn.Module):
         context = torch.cat([points.flatten(1).detach(), state], -1)[:, None].expand(-1, queries.shape[1], -1)
         x = nn.functional.silu(self.inputs(torch.cat([queries, context], -1)))  # (B, H, inner)
         x = x + self.block(x)
-        return self.bins(self.norm(x)).unflatten(-1, (-1, BINS))
+        logits: Tensor = self.bins(self.norm(x))
+        return logits.reshape(*logits.shape[:-1], -1, BINS)
 
 
 def pool_tokens(tokens: Tensor, side: int) -> Tensor:
@@ -134,7 +141,7 @@ def pool_tokens(tokens: Tensor, side: int) -> Tensor:
     grid = int(tokens.shape[1] ** 0.5)
     if grid == side:
         return tokens
-    square = tokens.mT.unflatten(2, (grid, grid))
+    square = tokens.mT.reshape(tokens.shape[0], tokens.shape[2], grid, grid)
     return nn.functional.avg_pool2d(square, grid // side).flatten(2).mT
 
 

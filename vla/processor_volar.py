@@ -24,6 +24,9 @@ STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network 
 class StateScaler(nn.Module):
     """Normalizes the state vector: (B, S) physical -> (B, S), q01 and q99 at -1 and 1."""
 
+    offset: Tensor
+    scale: Tensor
+
     def __init__(self, contract: PolicyContract) -> None:
         super().__init__()
         normalizer = Normalizer.of(contract.statistics, "observation.state")
@@ -36,6 +39,8 @@ class StateScaler(nn.Module):
 
 class InferenceGraph(nn.Module):
     """Raw observation tensors -> chunk in physical units. Greedy decoding of the action tokens."""
+
+    table: Tensor
 
     def __init__(self, model: VolarModel, contract: PolicyContract) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
 
 if TYPE_CHECKING:
-    import torch
 
     from volar.vla.training_run import TrainingRun
 
@@ -100,7 +99,7 @@ def training_steps(config: TrainConfig, training: "TrainingRun") -> Iterator[dic
     started, base_s, base_step = time.monotonic(), training.elapsed_s, training.step
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        task = bar.add_task(config.stage, total=1.0, note="", completed=training.done(config))
+        task = bar.add_task(config.stage, total=1.0, note="")
         while training.done(config) < 1.0:
             losses = training.train_step(learning_rate(config, training.step, training.done(config)))
             training.elapsed_s = base_s + time.monotonic() - started
@@ -108,15 +107,14 @@ def training_steps(config: TrainConfig, training: "TrainingRun") -> Iterator[dic
                 metrics = losses.named()
                 if not math.isfinite(metrics["total"]):
                     raise VolarError(
-                        f"the loss became {metrics['total']} at step {training.step}; the last checkpoint in "
-                        f"{config.output}/checkpoints is usable: lower learning_rate (is {config.learning_rate}) and resume"
+                        f"the loss became {metrics['total']} at step {training.step}; the last checkpoint is usable: "
+                        f"train again with init={config.output} and a learning_rate below {config.learning_rate}"
                     )
                 rate = (training.step - base_step) * config.batch_size / (training.elapsed_s - base_s)
                 note = f"step {training.step}  loss {metrics['total']:.3f}  {rate:.0f} samples/s"
                 bar.update(task, completed=training.done(config), note=note)
-                yield {"step": training.step, "elapsed_s": round(training.elapsed_s, 2), "samples_per_s": round(rate, 1)} | {
-                    name: round(value, 5) for name, value in metrics.items()
-                }
+                where = {"step": training.step, "elapsed_s": round(training.elapsed_s, 2)}
+                yield where | {"samples_per_s": round(rate, 1)} | {k: round(v, 5) for k, v in metrics.items()}
             due = time.monotonic() - last_save > config.save_every_s
             if config.save_every_steps:
                 due = training.step % config.save_every_steps == 0
@@ -150,7 +148,8 @@ def check_output(config: TrainConfig) -> None:
 
 def settings(config: TrainConfig) -> dict[str, str]:
     """What makes a run this one and no other; how long and how it is saved may change when it resumes."""
-    free = ("steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps", "output", "resume", "overwrite", "recipe")
+    free = {"steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps"}
+    free |= {"output", "resume", "overwrite", "recipe"}
     return {key: str(value) for key, value in sorted(asdict(config).items()) if key not in free}
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from volar.datasets.action_chunks import ActionChunks, Batch, ShuffledIndices
@@ -35,7 +36,7 @@ class Part:
     chunks: ActionChunks
     order: ShuffledIndices
     share: int
-    token_ids: np.ndarray  # (instructions, T)
+    token_ids: NDArray[np.int64]  # (instructions, T)
     has_actions: bool
 
 
@@ -43,7 +44,12 @@ class TrainingRun:
     """Everything that changes while training; `step` and `elapsed_s` say how far it is."""
 
     def __init__(
-        self, config: "TrainConfig", model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer, parts: list[Part]
+        self,
+        config: "TrainConfig",
+        model: VolarModel,
+        contract: PolicyContract,
+        tokenizer: InstructionTokenizer,
+        parts: list[Part],
     ) -> None:
         from accelerate import Accelerator
 
@@ -198,7 +204,8 @@ def make_parts(
     for i, cache in enumerate(caches):
         chunks = ActionChunks(cache, contract.chunk_length)
         if len(chunks) < shares[i]:
-            raise VolarError(f"{len(chunks)} frames do not fill a batch of {shares[i]}; collect more or lower batch_size")
+            have = f"{len(chunks)} frames do not fill a batch of {shares[i]}"
+            raise VolarError(f"{have}; collect more or lower batch_size")
         order = ShuffledIndices(len(chunks), shares[i], seed=config.seed + i)
         texts = [contract.instruction_template.format(instruction=text) for text in cache.instructions]
         parts.append(Part(chunks, order, shares[i], tokenizer.encode(texts), config.stage == "cloning" and i == 0))
@@ -209,7 +216,8 @@ def training_contract(config: "TrainConfig", contracts: list[PolicyContract]) ->
     """The dataset's contract with this run's chunk. Raises `ContractError` when the sources do not fit."""
     contract = replace(contracts[0], chunk_length=config.chunk_length, execute_steps=config.execute_steps)
     if config.stage == "cloning" and "action" not in contract.statistics:
-        raise ContractError(f"{config.dataset} holds no action statistics: cloning needs demonstrations (stage=grounding does not)")
+        have = f"{config.dataset} holds no action statistics"
+        raise ContractError(f"{have}: cloning needs demonstrations (stage=grounding does not)")
     for other in contracts[1:]:
         require_same_inputs(other, contract, config.scenes)
     return contract

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from volar.robots.errors import VolarError
 
 
-def save_training_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+def save_training_state(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
     """Everything beside the policy that resuming needs; tensors as safetensors, numbers as JSON."""
     from safetensors.torch import save_file
 

@@ -1,5 +1,6 @@
 """A small real dataset on disk (a frame cache with its contract), and a small network that fits it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from volar.datasets.frame_cache import FrameCache
 from volar.datasets.statistics import action_mask, field_statistics
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.fr3 import FR3
+from volar.robots.interface import Observation
 from volar.vla.backbone import BackboneConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.modeling_volar import VolarModel
@@ -68,3 +70,15 @@ def model(contract: PolicyContract) -> VolarModel:
     torch.manual_seed(0)
     backbone = BackboneConfig(image_size=IMAGE, patch_size=4, vision_layers=1, layers=2, width=32, vision_width=32)
     return VolarModel(VolarConfig(backbone=backbone, head_width=32), contract).eval()
+
+
+@pytest.fixture
+def look(contract: PolicyContract) -> Callable[[int], Observation]:
+    """`look(seed)`: a random observation inside the contract."""
+
+    def observation(seed: int) -> Observation:
+        rng = np.random.default_rng(seed)
+        images = {c.name: rng.integers(0, 255, (c.height, c.width, 3), np.uint8) for c in contract.cameras}
+        return Observation(images, rng.uniform(-0.3, 0.3, 10).astype(np.float32), "lift the red block", 5)
+
+    return observation

@@ -1,32 +1,39 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.vla.test_modeling_volar import TOKENIZER, observation
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import ExportedPolicy
+from volar.robots.interface import Observation
 from volar.vla.checkpoint_policy import load
 from volar.vla.export import ExportConfig, export
+from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import save_policy
 
+TOKENIZER = InstructionTokenizer.load()
+Look = Callable[[int], Observation]
+
 
 @pytest.fixture(scope="module")
-def exported(model: VolarModel, contract: PolicyContract, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def exported(
+    model: VolarModel, contract: PolicyContract, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("export")
     save_policy(root / "policy", model, contract, TOKENIZER)
     export(ExportConfig(policy=root / "policy", output=root / "artifact"))
     return root / "policy", root / "artifact"
 
 
-def test_the_artifact_acts_as_the_checkpoint(exported: tuple[Path, Path], contract: PolicyContract) -> None:
+def test_the_artifact_acts_as_the_checkpoint(exported: tuple[Path, Path], look: Look) -> None:
     a, b = load(exported[0]), ExportedPolicy(exported[1])
     assert a.contract == b.contract
     for seed in range(20):
-        seen = observation(contract, seed)
+        seen = look(seed)
         np.testing.assert_allclose(a.predict(seen).actions, b.predict(seen).actions, atol=1e-4)
 
 

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_a_killed_run_ends_with_the_same_bits(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_with_the_same_bits(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(settings(output=tmp_path / "whole"))
 
     class Killed(Exception):
@@ -45,9 +48,10 @@ def test_a_killed_run_ends_with_the_same_bits(settings: Settings, tmp_path: Path
             raise Killed
         return step(self, rate)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(TrainingRun, "train_step", killed_at_five)
-        train(settings(save_every_steps=3))
+        with pytest.raises(Killed):
+            train(settings(save_every_steps=3))
     train(settings(resume=True))  # from step 3: what came after it is done again
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
@@ -69,7 +73,7 @@ def test_a_resumed_run_must_be_the_same_run(settings: Settings) -> None:
     with pytest.raises(VolarError, match="holds no training run to resume"):
         train(settings(resume=True))
     train(settings(steps=1))
-    with pytest.raises(VolarError, match="learning_rate: was 0.001, is 0.5"):
+    with pytest.raises(VolarError, match=r"learning_rate: was 0\.001, is 0\.5"):
         train(settings(resume=True, learning_rate=0.5))
 
 
@@ -84,7 +88,7 @@ def test_what_is_in_the_output_is_kept(settings: Settings, tmp_path: Path) -> No
 
 
 def test_a_diverged_loss_ends_with_a_usable_checkpoint(settings: Settings) -> None:
-    with pytest.raises(VolarError, match="lower learning_rate"):
+    with pytest.raises(VolarError, match="learning_rate below"):
         train(settings(learning_rate=1e18, steps=50, save_every_steps=1, warmup_steps=1))
     assert weights(settings().output)
 
@@ -125,4 +129,4 @@ def test_the_schedule_rises_and_falls(settings: Settings) -> None:
     assert max(rates) <= 1.0
     assert rates[0] == pytest.approx(0.1)
     assert rates[-1] == pytest.approx(0.02)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))

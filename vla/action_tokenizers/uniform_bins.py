@@ -36,5 +36,6 @@ class UniformBins:
         """ids (..., A) -> bin centres (..., A). Raises `ValueError` naming an id that is no action token."""
         outside = (ids < self.first_id) | (ids >= self.vocabulary_size)
         if outside.any():
-            raise ValueError(f"token {ids[outside].flat[0]} is no action token ({self.first_id}..{self.vocabulary_size - 1})")
+            tokens = f"{self.first_id}..{self.vocabulary_size - 1}"
+            raise ValueError(f"token {ids[outside].flat[0]} is no action token ({tokens})")
         return CENTRES[np.clip(self.vocabulary_size - ids - 1, 0, BINS - 2)]
