@@ -121,7 +121,7 @@ def environment_id(task: str) -> str:
 
 
 def register() -> None:
-    """Registers every task with Gymnasium; called by its entry point `gymnasium.envs`."""
+    """Registers every task with Gymnasium, once; `import volar.sim.gymnasium_ids` does it for `gymnasium.make`."""
     for task in TASKS:
         if environment_id(task) in gymnasium.registry:
             continue

@@ -98,15 +98,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _task_names(config: EvaluateConfig) -> tuple[str, ...]:
-    from volar.sim.tasks import load_suite
+    """Those of the suite, or the named ones of any. Raises `Unknown` for a suite or task that does not exist."""
+    from volar.sim.tasks import TASKS, load_suite, load_task
 
     suite = tuple(task.name for task in load_suite(config.suite))
-    for name in config.tasks or ():
-        if name not in suite:
-            raise Unknown(f"task of suite {config.suite}", name, suite)
-    if config.tasks is not None and not config.tasks:
-        raise UsageError(f"tasks is empty (choices: {', '.join(suite)})")
-    return tuple(name for name in suite if config.tasks is None or name in config.tasks)
+    if config.tasks is None:
+        return suite
+    if not config.tasks:
+        raise UsageError(f"tasks is empty (choices: {', '.join(TASKS)})")
+    wanted = {load_task(name).name for name in config.tasks}
+    return tuple(name for name in TASKS if name in wanted)
 
 
 def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> dict[str, Any]:

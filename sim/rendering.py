@@ -117,6 +117,9 @@ def _contexts(model: "mujoco.MjModel", width: int, height: int) -> tuple[Any, An
     import mujoco
 
     chosen = backend()
+    # Mesa's software renderer draws in the calling thread: the processes are the parallelism, and a thread of its
+    # own would only wait for a core. Small images gain nothing from more.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
         gl = importlib.import_module(f"mujoco.{chosen}").GLContext(width, height)
         gl.make_current()

@@ -7,7 +7,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from volar.robots.errors import Unknown
-from volar.sim.env import TabletopEnv, decode_instruction, encode_instruction, environment_id, register
+from volar.sim.env import TabletopEnv, decode_instruction, encode_instruction, environment_id
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks import TASKS
 
@@ -15,8 +15,7 @@ from volar.sim.tasks import TASKS
 @pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric")  # actions are in metres, on purpose
 @pytest.mark.parametrize("task", TASKS)
 def test_registered_environments_pass_both_checkers(task: str) -> None:
-    register()
-    env = gymnasium.make(environment_id(task), image_size=36, render_mode="rgb_array")
+    env = gymnasium.make(f"volar.sim.gymnasium_ids:{environment_id(task)}", image_size=36, render_mode="rgb_array")
     check_env(env.unwrapped)
     check_env_sb3(env.unwrapped)
     env.close()
