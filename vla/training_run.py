@@ -162,19 +162,34 @@ class TrainingRun:
         }
 
     def save(self) -> Path:
-        """Writes a checkpoint; returns its policy directory."""
+        """Writes a checkpoint; returns its policy directory. Raises `VolarError` when the disk does not take it."""
+        from safetensors import SafetensorError
+
         root = self.config.output / "checkpoints"
-        temporary = root / ".writing"
         if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.average.swap(self.bare)
-            save_policy(temporary / "pretrained_model", self.bare, self.contract, self.tokenizer)
-            self.average.swap(self.bare)
-            progress = {"step": self.step, "elapsed_s": self.elapsed_s}
-            save_training_state(temporary / "training_state", self.bare, self.optimizer.optimizer, progress)
-            publish(root, self.step, temporary, self.config.keep)
+            try:
+                self._write(root)
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(root / ".writing", ignore_errors=True)
+                have = "the last complete one is kept" if (root / "last").exists() else "there is none before it"
+                raise VolarError(
+                    f"the checkpoint of step {self.step} could not be written to {root} ({error}); {have}: "
+                    "free some space, then continue with resume=true"
+                ) from error
         self.accelerator.wait_for_everyone()
         return root / "last" / "pretrained_model"
+
+    def _write(self, root: Path) -> None:
+        temporary = root / ".writing"
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.average.swap(self.bare)
+        try:
+            save_policy(temporary / "pretrained_model", self.bare, self.contract, self.tokenizer)
+        finally:
+            self.average.swap(self.bare)
+        progress = {"step": self.step, "elapsed_s": self.elapsed_s}
+        save_training_state(temporary / "training_state", self.bare, self.optimizer.optimizer, progress)
+        publish(root, self.step, temporary, self.config.keep)
 
     def summary(self) -> str:
         frames = ", ".join(f"{len(part.chunks)} frames ({part.share} a batch)" for part in self.parts)
