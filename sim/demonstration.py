@@ -18,7 +18,10 @@ class Disturbances:
     Laskey, Lee, Fox, Dragan, Goldberg, "DART: Noise Injection for Robust Imitation Learning" (CoRL 2017): the
     states around the expert's path are visited, with the way back from them. Pushes start with
     `push_probability` in each step, last up to `push_steps` steps and displace by up to `push_m` [m] a step;
-    `jitter_m` [m] is white noise in every step. `scale` multiplies all of them; 0 is a clean demonstration.
+    `jitter_m` [m] is white noise in every step. With `slip_probability` a step begins up to `slip_steps` steps in
+    which the gripper does the opposite: without them no demonstration shows what to do after a missed grasp, and
+    a policy that closes its fingers beside a block stays so. `scale` multiplies sizes and probability of slips;
+    0 is a clean demonstration.
     """
 
     scale: float = 1.0
@@ -26,17 +29,35 @@ class Disturbances:
     push_steps: int = 4
     push_m: float = 0.015
     jitter_m: float = 0.002
+    slip_probability: float = 0.02
+    slip_steps: int = 9
 
 
 class _Sampler:
-    """Temporally correlated translation noise, one episode's worth."""
+    """Temporally correlated disturbances, one episode's worth."""
 
     def __init__(self, config: Disturbances, rng: np.random.Generator) -> None:
         self._config, self._rng = config, rng
-        self._left = 0
+        self._left = self._slipping = 0
         self._push: NDArray[np.float64] = np.zeros(3)
 
-    def sample(self) -> NDArray[np.float64]:
+    def executed(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What happens instead of `action` (7,) in this step."""
+        disturbed = action.copy()
+        disturbed[:3] += self._displacement()
+        if self._slips():
+            disturbed[-1] = 1.0 - disturbed[-1]
+        return disturbed
+
+    def _slips(self) -> bool:
+        config, rng = self._config, self._rng
+        if self._slipping == 0 and rng.random() < config.scale * config.slip_probability:
+            self._slipping = int(rng.integers(2, config.slip_steps + 1))
+        slipping = self._slipping > 0
+        self._slipping = max(0, self._slipping - 1)
+        return slipping
+
+    def _displacement(self) -> NDArray[np.float64]:
         """The displacement (3,) [m] to add to this step."""
         config, rng = self._config, self._rng
         if self._left == 0 and rng.random() < config.push_probability:
@@ -70,9 +91,7 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
         points.append(world.points())
         answer = np.clip(world.expert(), low, high)
         actions.append(answer.astype(np.float32))
-        executed = answer.copy()
-        executed[:3] += sampler.sample()
-        driver.step(np.clip(executed, low, high).astype(np.float32))
+        driver.step(np.clip(sampler.executed(answer), low, high).astype(np.float32))
         success = success or world.success()
         if success:
             if left == 0:
