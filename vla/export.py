@@ -48,8 +48,11 @@ def export(config: ExportConfig) -> None:
     from volar.robots.policies import default_policy, find_policy
     from volar.vla.checkpoint_policy import load
 
-    if config.output.exists() and any(config.output.iterdir()) and not config.overwrite:
-        raise VolarError(f"output {config.output} is not empty; give another folder, or overwrite=true")
+    if config.output.exists() and any(config.output.iterdir()):
+        if not (config.output / "artifact.json").is_file():  # nor with overwrite=true: a wrong path must not cost it
+            raise VolarError(f"output {config.output} holds something else than an artifact; give another folder")
+        if not config.overwrite:
+            raise VolarError(f"output {config.output} holds an artifact; give another folder, or overwrite=true")
     source = find_policy(config.policy or default_policy())
     policy = load(source)
     temporary = config.output.with_name(f".{config.output.name}.writing")

@@ -133,10 +133,12 @@ def check_output(config: TrainConfig) -> None:
     """Refuses an output that holds something else, or another run than the one to resume. Raises `VolarError`."""
     record = config.output / RECORD
     if not config.resume:
-        if config.output.exists() and any(config.output.iterdir()) and not config.overwrite:
-            raise VolarError(
-                f"output {config.output} is not empty; give another, resume=true to continue it, or overwrite=true"
-            )
+        if config.output.exists() and any(config.output.iterdir()):
+            if not record.is_file():  # nor with overwrite=true: a wrong path must not cost a folder
+                raise VolarError(f"output {config.output} holds something else than a training run; give another")
+            if not config.overwrite:
+                have = f"output {config.output} holds a training run"
+                raise VolarError(f"{have}; resume=true continues it, overwrite=true replaces it")
         return
     if not record.is_file():
         raise VolarError(f"{config.output} holds no training run to resume; leave resume=true away to start one")

@@ -82,11 +82,16 @@ def test_a_resumed_run_must_be_the_same_run(settings: Settings) -> None:
 def test_what_is_in_the_output_is_kept(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(VolarError, match="overwrite=true"):
-        train(settings())
+    for overwrite in (False, True):
+        with pytest.raises(VolarError, match="holds something else"):
+            train(settings(overwrite=overwrite))
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+    train(settings(steps=1, output=tmp_path / "mine"))
+    with pytest.raises(VolarError, match="overwrite=true replaces it"):
+        train(settings(output=tmp_path / "mine"))
     with pytest.raises(VolarError, match="not a LeRobotDataset"):
-        train(settings(dataset=tmp_path / "nothing", overwrite=True))
-    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"  # bad input loses nothing
+        train(settings(output=tmp_path / "mine", dataset=tmp_path / "nothing", overwrite=True))
+    assert weights(tmp_path / "mine")  # bad input loses nothing
 
 
 def test_a_diverged_loss_ends_with_a_usable_checkpoint(settings: Settings) -> None:
