@@ -79,7 +79,7 @@ class EpisodeWriter:
         """Starts a dataset in an empty or new folder.
 
         `source`: facts that decide the episodes (suite, seed, ...); `resume` refuses others.
-        `overwrite`: removes the `data`, `meta` and `videos` of what is there, nothing else.
+        `overwrite`: removes the `data`, `meta` and `videos` that an `EpisodeWriter` left there, nothing else.
         Raises `OutputExists`, `DiskFull`.
         """
         frames_per_second(contract)
@@ -88,10 +88,13 @@ class EpisodeWriter:
         if root.exists() and not root.is_dir():
             raise OutputExists(f"{root} is a file; choose another output")
         if root.exists() and any(root.iterdir()):
+            if not (root / WRITER).is_file():
+                found = ", ".join(sorted(item.name for item in root.iterdir())[:4])
+                raise OutputExists(f"{root} holds something else ({found}); give another output")
             if not overwrite:
-                fix = "continue it with resume=true, or " if (root / WRITER).is_file() else ""
-                raise OutputExists(f"{root} is not empty: choose another output, {fix}replace it with overwrite=true")
-            for name in ("data", "meta", "videos", ".volar_cache"):
+                fix = "continue it with resume=true, replace it with overwrite=true, or give another output"
+                raise OutputExists(f"{root} holds demonstrations: {fix}")
+            for name in ("data", "videos", ".volar_cache", "meta"):  # last what says whose the folder is
                 shutil.rmtree(root / name, ignore_errors=True)
         contract = replace(contract, statistics={})
         settings = {"contract": contract.to_json(), "shard_episodes": shard_episodes, "source": dict(source or {})}

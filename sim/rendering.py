@@ -101,13 +101,13 @@ class CameraRenderer:
 
 
 def backend() -> str:
-    """`MUJOCO_GL` where the user chose; else EGL on Linux without a display, and GLFW elsewhere."""
+    """`MUJOCO_GL` where the user chose; else EGL on Linux, which needs no display and ignores one."""
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in ("egl", "osmesa", "glfw", "cgl"):
         return chosen
     if sys.platform == "darwin":
         return "cgl"
-    return "glfw" if os.environ.get("DISPLAY") or not sys.platform.startswith("linux") else "egl"
+    return "egl" if sys.platform.startswith("linux") else "glfw"
 
 
 def _contexts(model: "mujoco.MjModel", width: int, height: int) -> tuple[Any, Any]:

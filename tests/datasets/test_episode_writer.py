@@ -137,11 +137,20 @@ def test_a_killed_process_loses_only_the_open_shard(
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path, contract: PolicyContract) -> None:
     (tmp_path / "thesis.tex").write_text("everything")
-    with pytest.raises(OutputExists, match="overwrite=true"):
-        EpisodeWriter.create(tmp_path, contract)
+    for overwrite in (False, True):
+        with pytest.raises(OutputExists, match=r"holds something else \(thesis.tex\); give another"):
+            EpisodeWriter.create(tmp_path, contract, overwrite=overwrite)
     with pytest.raises(OutputExists, match="is a file"):
         EpisodeWriter.create(tmp_path / "thesis.tex", contract)
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
+
+
+def test_overwriting_leaves_the_dataset_of_another_program_alone(tmp_path: Path, contract: PolicyContract) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    with pytest.raises(OutputExists, match=r"something else \(meta\)"):
+        EpisodeWriter.create(tmp_path, contract, overwrite=True)
+    assert (tmp_path / "meta" / "info.json").read_text() == "{}"
 
 
 def test_overwriting_replaces_the_dataset_only(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from volar.robots.errors import Unknown
-from volar.sim.rendering import CameraRenderer
+from volar.sim.rendering import CameraRenderer, backend
 from volar.sim.scene import COLORS, compiled
 from volar.sim.world import TaskWorld
 
@@ -77,6 +77,15 @@ def test_cameras_may_differ_in_size() -> None:
 def test_unknown_camera_is_refused() -> None:
     with pytest.raises(Unknown, match="did you mean wrist"):
         CameraRenderer(compiled(), {"wrsit": (32, 32)})
+
+
+def test_a_display_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are the same over `ssh -X`, where a display is named that has no OpenGL."""
+    monkeypatch.setenv("DISPLAY", "localhost:10.0")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    assert backend() == "egl"
+    monkeypatch.setenv("MUJOCO_GL", "OSMesa")
+    assert backend() == "osmesa"
 
 
 def test_without_a_driver_the_error_names_the_packages() -> None:
