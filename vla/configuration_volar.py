@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from volar.robots.errors import VolarError
+from volar.robots.errors import Unknown, VolarError
+from volar.vla.action_tokenizers import TOKENIZERS
 from volar.vla.backbone import BackboneConfig
 
 
@@ -26,6 +27,10 @@ class VolarConfig:
     point_mean: tuple[float, float, float] = (0.5, 0.0, 0.05)
     point_std: tuple[float, float, float] = (0.1, 0.1, 0.05)
     type: str = "volar"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer not in TOKENIZERS:
+            raise Unknown("tokenizer", self.tokenizer, TOKENIZERS)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")

@@ -24,7 +24,6 @@ from volar.robots.errors import VolarError
 if TYPE_CHECKING:
     from volar.vla.processor_volar import TorchPolicy
 
-FORMAT_VERSION = 1
 TOLERANCE = 1e-4  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
 GOLDEN_OBSERVATIONS = 8
 EXAMPLES = ("volar-export policy=runs/policy output=runs/artifact", "volar-export output=runs/artifact overwrite=true")
@@ -44,7 +43,7 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> None:
     """Writes and verifies the artifact. Raises `VolarError` when the output is taken or parity fails."""
-    from volar.robots.exported_policy import ExportedPolicy
+    from volar.robots.exported_policy import FORMAT_VERSION, ExportedPolicy
     from volar.robots.policies import default_policy, find_policy
     from volar.vla.checkpoint_policy import load
 
@@ -139,7 +138,9 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
     texts = ["lift the red block", "put the blue block on the plate", "push the green block to the left"]
     keys = ("state", "input_ids", "instruction", "actions", "points")
     kept: dict[str, list[NDArray[np.generic]]] = {key: [] for key in keys}
-    while len(kept["state"]) < GOLDEN_OBSERVATIONS:
+    for _ in range(50 * GOLDEN_OBSERVATIONS):
+        if len(kept["state"]) == GOLDEN_OBSERVATIONS:
+            break
         images = {c.name: _smooth_image(rng, c.height, c.width) for c in contract.cameras}
         observation = Observation(
             images, rng.uniform(state.q01, state.q99).astype(np.float32), texts[len(kept["state"]) % len(texts)], 0
@@ -159,6 +160,8 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
         row = {"state": observation.state, "input_ids": ids[0], "instruction": np.array(observation.instruction)}
         for key, value in (row | {"actions": actions[0].numpy(), "points": points[0].numpy()}).items():
             kept[key].append(value)
+    else:
+        raise VolarError("no golden set: the best two tokens tie in nearly every observation; is the policy trained?")
     return {key: np.stack(values) for key, values in kept.items()}
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from volar.datasets.normalizer import Normalizer
-from volar.robots.contract import ContractError, PolicyContract
+from volar.robots.contract import PolicyContract
+from volar.robots.exported_policy import check_observation
 from volar.robots.interface import ActionChunk, Observation
-from volar.vla.action_tokenizers.uniform_bins import BINS, CENTRES
+from volar.vla.action_tokenizers import action_tokenizer
+from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.instruction_tokenizer import InstructionTokenizer
-from volar.vla.modeling_volar import VolarModel, pixels_from_images
+from volar.vla.modeling_volar import VOCABULARY, VolarModel, pixels_from_images
 
 STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network nothing more
 
@@ -48,8 +50,9 @@ class InferenceGraph(nn.Module):
         self.contract = contract
         self.state_scaler = StateScaler(contract)
         normalizer = Normalizer.of(contract.statistics, "action")
-        # decode(bin) for each dimension in physical units, clipped to the action's bounds: (A, 256)
-        centres = np.append(CENTRES, CENTRES[-1])[:, None]  # bin 255 decodes as centre 254
+        # The head's bins rise, the tokens' ids fall. Physical values of each bin, clipped to the bounds: (A, 256)
+        ids = VOCABULARY - 1 - np.arange(BINS)
+        centres = action_tokenizer(model.config.tokenizer, VOCABULARY).decode(ids)[:, None]  # (256, 1)
         table = normalizer.unnormalize(np.repeat(centres, contract.action.size, 1)).T
         table = np.clip(table, np.array(contract.action.low)[:, None], np.array(contract.action.high)[:, None])
         self.register_buffer("table", torch.tensor(table, dtype=torch.float32))
@@ -77,15 +80,11 @@ class TorchPolicy:
     @torch.inference_mode()
     def predict(self, observation: Observation) -> ActionChunk:
         """Raises `ContractError` when cameras or state are not the contract's."""
-        images = {}
-        for camera in self.contract.cameras:
-            image = observation.images.get(camera.name)
-            if image is None or image.shape[:2] != (camera.height, camera.width):
-                found = {name: image.shape for name, image in observation.images.items()}
-                raise ContractError(f"policy wants camera {camera.name} {camera.height}x{camera.width}, found {found}")
-            images[camera.name] = torch.from_numpy(np.ascontiguousarray(image))[None]
-        if observation.state.shape != (len(self.contract.state_names),):
-            raise ContractError(f"policy wants state {self.contract.state_names}, found {observation.state.shape}")
+        check_observation(self.contract, observation)
+        images = {
+            camera.name: torch.from_numpy(np.ascontiguousarray(observation.images[camera.name]))[None]
+            for camera in self.contract.cameras
+        }
         text = self.contract.instruction_template.format(instruction=observation.instruction)
         ids = torch.from_numpy(self.tokenizer.encode([text]))
         actions, _ = self.graph(images, torch.from_numpy(observation.state)[None], ids)

@@ -65,10 +65,27 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give steps=N or minutes=M, one of the two")
-        if not 0 <= self.scenes_fraction < 1:
-            raise UsageError(f"scenes_fraction {self.scenes_fraction} is not in [0, 1)")
+        positive = ("steps", "minutes", "chunk_length", "execute_steps", "batch_size", "learning_rate", "warmup_steps")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, is {value}")
+        for name in ("keep", "save_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, is {value}")
+        if not 0 < self.scenes_fraction < 1:
+            raise UsageError(f"scenes_fraction {self.scenes_fraction} is not in (0, 1); leave scenes= away for none")
+        if self.execute_steps > self.chunk_length:
+            raise UsageError(f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}")
+        if self.scenes is not None and self.stage == "grounding":
+            raise UsageError("scenes= is for cloning; stage=grounding takes them as dataset=")
         if self.resume and self.overwrite:
             raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
+        output = self.output.resolve()
+        for path in (self.dataset, self.scenes):
+            if path is not None and output in (path.resolve(), *path.resolve().parents):
+                raise UsageError(f"output {self.output} holds the data {path}; give another output")
 
 
 def train(config: TrainConfig) -> None:
@@ -85,9 +102,13 @@ def train(config: TrainConfig) -> None:
     prepare_output(config)
     print(training.summary(), flush=True)
     with (config.output / "metrics.jsonl").open("a") as log:
-        for metrics in training_steps(config, training):
-            log.write(json.dumps(metrics) + "\n")
-            log.flush()
+        try:
+            for metrics in training_steps(config, training):
+                log.write(json.dumps(metrics) + "\n")
+                log.flush()
+        except KeyboardInterrupt:
+            training.save()  # resume=true continues here
+            raise
     print(f"policy: {training.save()}")
 
 
@@ -103,13 +124,13 @@ def training_steps(config: TrainConfig, training: "TrainingRun") -> Iterator[dic
         while training.done(config) < 1.0:
             losses = training.train_step(learning_rate(config, training.step, training.done(config)))
             training.elapsed_s = base_s + time.monotonic() - started
+            if not math.isfinite(float(losses.total.detach())):
+                raise VolarError(
+                    f"the loss became {float(losses.total.detach())} at step {training.step}; the last checkpoint is "
+                    f"from before: train with init={config.output} and a learning_rate below {config.learning_rate}"
+                )
             if training.step % 50 == 0 or training.done(config) >= 1.0:
                 metrics = losses.named()
-                if not math.isfinite(metrics["total"]):
-                    raise VolarError(
-                        f"the loss became {metrics['total']} at step {training.step}; the last checkpoint is usable: "
-                        f"train again with init={config.output} and a learning_rate below {config.learning_rate}"
-                    )
                 rate = (training.step - base_step) * config.batch_size / (training.elapsed_s - base_s)
                 note = f"step {training.step}  loss {metrics['total']:.3f}  {rate:.0f} samples/s"
                 bar.update(task, completed=training.done(config), note=note)

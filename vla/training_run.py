@@ -16,14 +16,19 @@ from volar.datasets.lerobot_format import load_contract
 from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
-from volar.vla.action_tokenizers import action_tokenizer
 from volar.vla.backbone import BackboneConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import Losses, imitation_loss
-from volar.vla.modeling_volar import VOCABULARY, VolarModel, pixels_from_images
+from volar.vla.modeling_volar import VolarModel, pixels_from_images
 from volar.vla.processor_volar import StateScaler, save_policy
-from volar.vla.training_state import WeightAverage, load_training_state, publish, save_training_state
+from volar.vla.training_state import (
+    WeightAverage,
+    load_progress,
+    load_training_state,
+    publish,
+    save_training_state,
+)
 
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
@@ -50,10 +55,13 @@ class TrainingRun:
         contract: PolicyContract,
         tokenizer: InstructionTokenizer,
         parts: list[Part],
+        precision: str,
     ) -> None:
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(mixed_precision=choose_precision(config.precision))
+        self.accelerator = Accelerator(mixed_precision=precision)
+        if self.accelerator.num_processes > 1:
+            raise VolarError("volar-train runs in one process so far; start it without accelerate launch")
         self.config, self.contract, self.tokenizer, self.parts = config, contract, tokenizer, parts
         self.step, self.elapsed_s = 0, 0.0
         decayed = [p for p in model.parameters() if p.ndim >= 2]
@@ -81,36 +89,51 @@ class TrainingRun:
         caches = [open_frames(source) for source in sources]
         contract = training_contract(config, [load_contract(source) for source in sources])
         instructions = [text for cache in caches for text in cache.instructions]
+        last = config.output / "checkpoints" / "last"
+        if config.resume and last.exists():
+            return TrainingRun._resumed(config, last, caches, contract)
         if config.init is not None:
             from volar.robots.policies import find_policy
             from volar.vla.checkpoint_policy import load_parts
 
             model, before, tokenizer = load_parts(find_policy(config.init))
             require_same_inputs(before, contract, config.init)
+            for name, has in (("backbone", model.config.backbone.name), ("tokenizer", model.config.tokenizer)):
+                if getattr(config, name) != has:
+                    raise VolarError(f"{config.init} has {name}={has}, not {getattr(config, name)}")
             model = with_contract(model, contract)
         else:
             tokenizer = InstructionTokenizer.load()
-            action_tokenizer(config.tokenizer, VOCABULARY)
             size = contract.cameras[0].width
+            if size % 8:
+                raise VolarError(f"images of {size} pixels do not divide into 8 x 8 patches; collect image_size=96")
             grid = BackboneConfig(name=config.backbone, image_size=size, patch_size=size // 8)
             sides = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
             model = VolarModel(VolarConfig(backbone=grid, tokenizer=config.tokenizer, camera_tokens=sides), contract)
         tokenizer = tokenizer.with_words(instructions)
-        training = TrainingRun(config, model, contract, tokenizer, make_parts(config, caches, contract, tokenizer))
-        if config.resume:
-            training.restore()
+        parts = make_parts(config, caches, contract, tokenizer)
+        return TrainingRun(config, model, contract, tokenizer, parts, choose_precision(config.precision))
+
+    @staticmethod
+    def _resumed(
+        config: "TrainConfig", last: Path, caches: list[FrameCache], contract: PolicyContract
+    ) -> "TrainingRun":
+        """The run as its last checkpoint left it: weights, averages, moments, vocabulary, precision and place."""
+        from volar.vla.checkpoint_policy import load_parts
+
+        model, before, tokenizer = load_parts(last / "pretrained_model")  # the averaged weights
+        progress = load_progress(last / "training_state")
+        parts = make_parts(config, caches, contract, tokenizer)
+        frames = [len(part.chunks) for part in parts]
+        if before != contract or progress["frames"] != frames:
+            raise VolarError(
+                f"{config.dataset} has changed since {config.output} was trained on it ({progress['frames']} frames, "
+                f"now {frames}): start a new run with init={config.output}"
+            )
+        training = TrainingRun(config, model.train(), contract, tokenizer, parts, progress["precision"])
+        load_training_state(last / "training_state", training.bare, training.optimizer)
+        training.step, training.elapsed_s = int(progress["step"]), float(progress["elapsed_s"])
         return training
-
-    def restore(self) -> None:
-        last = self.config.output / "checkpoints" / "last"
-        if not last.exists():
-            return  # killed before the first checkpoint: start again
-        from safetensors.torch import load_model
-
-        load_model(self.bare, str(last / "pretrained_model" / "model.safetensors"))
-        self.average = WeightAverage(self.bare, self.config.ema_decay)
-        progress = load_training_state(last / "training_state", self.bare, self.optimizer)
-        self.step, self.elapsed_s = int(progress["step"]), float(progress["elapsed_s"])
 
     def done(self, config: "TrainConfig") -> float:
         """The share of the run that is over, in [0, 1]."""
@@ -135,11 +158,8 @@ class TrainingRun:
         return losses
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The tensors of one step on this process's device; each process takes its slice of every part."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        pieces = [
-            self._tensors(part, part.chunks.batch(part.order.at(step)[rank::ranks])) for part in self.parts
-        ]
+        """The tensors of one step on the device."""
+        pieces = [self._tensors(part, part.chunks.batch(part.order.at(step))) for part in self.parts]
         merged = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         merged = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in merged.items()}
         merged["pixels"] = pixels_from_images(
@@ -166,7 +186,7 @@ class TrainingRun:
         from safetensors import SafetensorError
 
         root = self.config.output / "checkpoints"
-        if self.accelerator.is_main_process:
+        if (root / "last").resolve().name != f"{self.step:06d}":  # a checkpoint is written once
             try:
                 self._write(root)
             except (OSError, SafetensorError) as error:
@@ -176,7 +196,6 @@ class TrainingRun:
                     f"the checkpoint of step {self.step} could not be written to {root} ({error}); {have}: "
                     "free some space, then continue with resume=true"
                 ) from error
-        self.accelerator.wait_for_everyone()
         return root / "last" / "pretrained_model"
 
     def _write(self, root: Path) -> None:
@@ -187,7 +206,12 @@ class TrainingRun:
             save_policy(temporary / "pretrained_model", self.bare, self.contract, self.tokenizer)
         finally:
             self.average.swap(self.bare)
-        progress = {"step": self.step, "elapsed_s": self.elapsed_s}
+        progress = {
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "precision": self.accelerator.mixed_precision,
+            "frames": [len(part.chunks) for part in self.parts],
+        }
         save_training_state(temporary / "training_state", self.bare, self.optimizer.optimizer, progress)
         publish(root, self.step, temporary, self.config.keep)
 

@@ -32,22 +32,31 @@ def save_training_state(
     (directory / "progress.json").write_text(json.dumps(progress))
 
 
-def load_training_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Inverse of `save_training_state`; returns `progress`. Raises `VolarError` when it is broken."""
+def load_progress(directory: Path) -> dict[str, Any]:
+    """The numbers that `save_training_state` was given. Raises `VolarError` when they are missing."""
+    try:
+        progress: dict[str, Any] = json.loads((directory / "progress.json").read_text())
+        return progress
+    except (OSError, ValueError) as error:
+        raise VolarError(f"{directory} cannot be resumed from: {error}") from error
+
+
+def load_training_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights and moments back. Raises `VolarError` when the file is broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        progress: dict[str, Any] = json.loads((directory / "progress.json").read_text())
         tensors = load_file(str(directory / "state.safetensors"))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
                 if f"step.{name}" in tensors:
                     optimizer.state[parameter] = {
-                        key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                        "step": tensors[f"step.{name}"].clone(),
+                        "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device, copy=True),
+                        "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device, copy=True),
                     }
-        return progress
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise VolarError(f"{directory} cannot be resumed from: {error}") from error
 
@@ -55,14 +64,19 @@ def load_training_state(directory: Path, model: nn.Module, optimizer: torch.opti
 def publish(root: Path, step: int, temporary: Path, keep: int) -> Path:
     """Moves a complete checkpoint to its name, points `last` at it and drops all but the newest `keep`."""
     final = root / f"{step:06d}"
-    if final.exists():
+    if final.exists():  # trained again after a resume from an older one: `last` does not point here
         shutil.rmtree(final)
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     temporary.rename(final)
     link = root / ".last"
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
     os.replace(link, root / "last")
-    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-keep]:
+    numbered = sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    for old in numbered[:-keep]:
         shutil.rmtree(old)
     return final
 

@@ -129,9 +129,9 @@ def test_another_policy_type_is_refused(model: VolarModel, contract: PolicyContr
 def test_wrong_cameras_or_state_are_named(model: VolarModel, contract: PolicyContract, look: Look) -> None:
     policy = TorchPolicy(model, contract, TOKENIZER)
     good = look(0)
-    with pytest.raises(ContractError, match="wants camera wrist 32x32"):
+    with pytest.raises(ContractError, match="wants cameras"):
         policy.predict(replace(good, images={"front": good.images["front"]}))
-    with pytest.raises(ContractError, match="wants state"):
+    with pytest.raises(ContractError, match="wants a state"):
         policy.predict(replace(good, state=good.state[:-1]))
 
 
