@@ -56,7 +56,8 @@ def run[C: "DataclassInstance"](
         return main(parse(config, words, config_dir=config_dir, positional=positional)) or 0
     except KeyboardInterrupt:
         resumable = any(item.name == "resume" for item in fields(config))
-        again = shlex.join([verb, *(word for word in words if not word.startswith("resume=")), "resume=true"])
+        kept = (word for word in words if not word.startswith(("resume=", "overwrite=")))  # they exclude each other
+        again = shlex.join([verb, *kept, "resume=true"])
         return _fail(verb, f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
     except Exception as error:
         if verbose:

@@ -40,6 +40,7 @@ class Config:
     model: Model = field(default_factory=Model)
     recipe: str = field(default="none", metadata={"help": "named settings", "group": True})
     resume: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.episodes < 0:
@@ -136,13 +137,17 @@ def test_unknown_settings_are_refused_before_hydra_is_imported() -> None:
         (KeyboardInterrupt(), 130, "continue with: volar-try a episodes=3 resume=true"),
     ],
 )
-def test_failures_are_one_line(
-    error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failures_are_one_line(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["a", "episodes=3"], error) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert says in said
+
+
+def test_the_way_to_go_on_after_an_interrupt_does_not_overwrite(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["a", "overwrite=true", "episodes=3", "resume=false"]
+    assert call(words, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.endswith("continue with: volar-try a episodes=3 resume=true\n")
 
 
 def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,9 +161,7 @@ def test_the_exit_code_of_main_is_kept() -> None:
     assert run("volar-try", Config, lambda config: 1, doc=None, argv=["output=a"]) == 1
 
 
-def test_a_group_lies_between_defaults_and_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_group_lies_between_defaults_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "demo.yaml").write_text("episodes: 9\nmodel: {width: 3}\ntasks: [reach]\n")
     (tmp_path / "recipe" / "typo.yaml").write_text("model: {widht: 9}\n")
