@@ -76,12 +76,6 @@ class RobotSpec:
         return len(self.joint_names)
 
 
-def constant_velocity_bounds(limits: tuple[float, ...]) -> Callable[[Vector], tuple[Vector, Vector]]:
-    """Velocity limits that do not depend on the position."""
-    upper = np.array(limits)
-    return lambda q: (-upper, upper)
-
-
 def load_robot(name: str) -> RobotSpec:
     """The robot of that name. Raises `Unknown` naming the choices."""
     from volar.robots.fr3 import FR3
