@@ -29,6 +29,8 @@ POLICY_SILENT: Final = "policy_silent"
 STALE_JOINT_STATE: Final = "stale_joint_state"
 INVALID_JOINT_STATE: Final = "invalid_joint_state"
 IK_FAILED: Final = "ik_failed"
+OBSERVATION_FAILED: Final = "observation_failed"
+POLICY_FAILED: Final = "policy_failed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class TickReport:
     """What one tick did. `reason`: why it braked or held, None when it followed an action (A,).
 
     `target`: the integrated pose, base frame. `observation`: taken in this tick, for recording.
-    `refused`: why the chunk that arrived in this tick was not taken.
+    `refused`: why the chunk that arrived in this tick was not taken. `error`: what was raised while
+    observing or asking the policy; raise it where a failure must not pass for a hold.
     """
 
     stamp_ns: int
@@ -66,6 +69,18 @@ class TickReport:
     observation: Observation | None = None
     chunk: ActionChunk | None = None
     refused: str | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """What went to the policy and came from it in one tick, and why the arm must brake, if it must."""
+
+    fault: str | None
+    observation: Observation | None = None
+    chunk: ActionChunk | None = None
+    refused: str | None = None
+    error: Exception | None = None
 
 
 class ControlLoop:
@@ -149,19 +164,18 @@ class ControlLoop:
         """Hands the loop a chunk directly. Returns None when it was taken, else why not."""
         return self._buffer.push(chunk, now_ns)
 
-    @property
-    def commanded_pose(self) -> Pose:
-        """The end-effector pose of the last command, base frame."""
-        return self._safety.pose
-
     def tick(self, now_ns: int) -> TickReport:
-        """One control period: exactly one command is sent, whatever happens."""
+        """One control period; sends exactly one command, which brakes when anything fails on the way to it.
+
+        A camera, an observation or a policy that raises is a fault of this tick alone, kept in the report;
+        the next tick tries again. Raises, and sends nothing, only what leaves nothing to send: whatever
+        `Body.joint_state` raises, since nothing is known of the arm then, and `SafetyError` before `reset`
+        or should ruckig find no trajectory from a state it made itself. What stops the arm then is the
+        robot's own watchdog. What `Body.send` raises is passed on, too.
+        """
         state = self.body.joint_state()
-        fault = self._fault(state, now_ns)
-        observation = None if fault else self._observe(state, now_ns)
-        chunk = None if self._source is None else self._source.poll(now_ns)
-        refused = None if chunk is None else self._buffer.push(chunk, now_ns)
-        action = self._buffer.at(now_ns)
+        asked = self._exchange(state, now_ns)
+        fault, action = asked.fault, self._buffer.at(now_ns)
         if fault is None and action is None:
             fault = self._why_idle(now_ns)
         q_target = None
@@ -172,8 +186,18 @@ class ControlLoop:
         if q_target is None:
             self._target = self._safety.pose  # start again from where the arm is told to be
         self.body.send(filtered.command)
-        reason = fault or filtered.reason
-        return TickReport(now_ns, state, filtered.command, reason, action, self._anchored, observation, chunk, refused)
+        return TickReport(
+            now_ns,
+            state,
+            filtered.command,
+            fault or filtered.reason,
+            action,
+            self._anchored,
+            asked.observation,
+            asked.chunk,
+            asked.refused,
+            asked.error,
+        )
 
     @property
     def _anchored(self) -> Pose:
@@ -186,20 +210,37 @@ class ControlLoop:
             return INVALID_JOINT_STATE
         return None
 
-    def _observe(self, state: JointState, now_ns: int) -> Observation | None:
-        """Asks the source for a chunk when one is due; half a period early rather than a period late."""
-        if self._source is None or self._source.pending:
-            return None
-        if self._observed_ns is not None and now_ns + self.period_s * 5e8 < self._observed_ns + self._interval_ns:
-            return None
+    def _exchange(self, state: JointState, now_ns: int) -> _Exchange:
+        """Asks the source for a chunk when one is due, and takes the one that is there."""
+        fault = self._fault(state, now_ns)
+        if self._source is None:
+            return _Exchange(fault)
+        observation, failing = None, POLICY_FAILED
+        try:
+            if fault is None and self._due(self._source, now_ns):
+                failing = OBSERVATION_FAILED
+                observation = self._observe(state, now_ns)
+                failing = POLICY_FAILED
+                self._source.submit(observation)
+                self._observed_ns = self._submitted_ns = now_ns
+            chunk = self._source.poll(now_ns)
+            refused = None if chunk is None else self._buffer.push(chunk, now_ns)
+        except Exception as error:  # cameras and policies are others' code; the arm has to stop whatever they raise
+            return _Exchange(fault or failing, observation, error=error)
+        return _Exchange(fault, observation, chunk, refused)
+
+    def _due(self, source: ChunkSource, now_ns: int) -> bool:
+        """True when a chunk should be asked for; half a period early rather than a period late."""
+        if source.pending:
+            return False
+        return self._observed_ns is None or now_ns + self.period_s * 5e8 >= self._observed_ns + self._interval_ns
+
+    def _observe(self, state: JointState, now_ns: int) -> Observation:
         images = self.body.images()
         if self._cameras is not None:
             images = {name: images[name] for name in self._cameras}
         proprio = self.arm.proprio(state.q, state.gripper_width_m)
-        observation = Observation(images, proprio, self.instruction, now_ns)
-        self._source.submit(observation)
-        self._observed_ns = self._submitted_ns = now_ns
-        return observation
+        return Observation(images, proprio, self.instruction, now_ns)
 
     def _why_idle(self, now_ns: int) -> str:
         if self._source is not None and self._source.pending:

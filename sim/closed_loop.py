@@ -106,6 +106,8 @@ class ClosedLoop:
             while steps < self.world.task.max_steps and not success:
                 for _ in range(self._ticks):
                     report = self._loop.tick(self.world.body.now_ns)
+                    if report.error is not None:  # here a policy that raises is a broken episode, not a hold
+                        raise report.error
                     _hash_command(digest, report.command)
                     meter.add(report.command)
                     holds.update([report.reason] if report.reason else [])

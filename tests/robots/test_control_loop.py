@@ -87,6 +87,16 @@ def run(loop: ControlLoop, body: ExactBody, ticks: int) -> list[TickReport]:
     return reports
 
 
+def check_limits(commands: list[JointCommand]) -> None:
+    """Finite differences of the positions sent, from rest at home, against the robot's limits."""
+    q, period_s = np.array([HOME] * 3 + [c.q for c in commands]), TICK_NS / 1e9
+    velocity = np.diff(q, axis=0) / period_s
+    lower, upper = np.array([FR3.velocity_bounds(row) for row in q[1:]]).swapaxes(0, 1)
+    assert ((velocity >= lower) & (velocity <= upper)).all()
+    for order, limits in ((2, FR3.acceleration_max), (3, FR3.jerk_max)):
+        assert (np.abs(np.diff(q, order, axis=0)) / period_s**order <= limits).all()
+
+
 def pushed(arm: Arm, action: ActionSpec = FR3.action) -> tuple[ControlLoop, ExactBody]:
     body = ExactBody()
     loop = ControlLoop(body, arm, action)
@@ -226,6 +236,112 @@ def test_broken_chunks_are_refused_by_name(arm: Arm) -> None:
     assert reports[-1].reason == cl.CHUNK_EXHAUSTED
     assert np.isfinite([c.q for c in body.sent]).all()
     assert not body.state.dq.any()
+
+
+class Faulty:
+    """A policy's source of which one call raises while the clock is in `during` [ns]."""
+
+    def __init__(self, inner: InProcessSource, call: str, clock: Callable[[], int], during: range) -> None:
+        self.inner, self.call, self.clock, self.during = inner, call, clock, during
+
+    def submit(self, observation: Observation) -> None:
+        self._perhaps("submit")
+        self.inner.submit(observation)
+
+    def poll(self, now_ns: int) -> ActionChunk | None:
+        self._perhaps("poll")
+        return self.inner.poll(now_ns)
+
+    @property
+    def pending(self) -> bool:
+        return self.inner.pending
+
+    def _perhaps(self, call: str) -> None:
+        if call == self.call and self.clock() in self.during:
+            raise ContractError(f"{call} failed")
+
+
+class FaultyCamera(ExactBody):
+    """A body whose camera raises, gives no image or gives a wrong one while the clock is in `during` [ns]."""
+
+    def __init__(self, fault: str, during: range) -> None:
+        super().__init__()
+        self.fault, self.during = fault, during
+
+    def images(self) -> Mapping[str, NDArray[np.uint8]]:
+        good = super().images()
+        if self.now_ns not in self.during:
+            return good
+        if self.fault == "raises":
+            raise OSError("the camera is unplugged")
+        if self.fault == "missing":
+            return {}
+        return {name: image[..., 0] for name, image in good.items()} if self.fault == "wrong" else good
+
+
+@pytest.mark.parametrize("ticks", [1, 60])
+@pytest.mark.parametrize(
+    ("where", "reason", "error"),
+    [
+        ("raises", cl.OBSERVATION_FAILED, OSError),
+        ("missing", cl.OBSERVATION_FAILED, KeyError),
+        ("wrong", cl.OBSERVATION_FAILED, ValueError),
+        ("submit", cl.POLICY_FAILED, ContractError),
+        ("poll", cl.POLICY_FAILED, ContractError),
+    ],
+)
+def test_whatever_fails_on_the_way_the_arm_brakes_and_goes_on(
+    arm: Arm, where: str, reason: str, error: type[Exception], ticks: int
+) -> None:
+    """One command a tick, inside every limit; the arm stops while it lasts and follows the policy afterwards."""
+    during = range(8 * STEP_NS, 8 * STEP_NS + ticks * TICK_NS)
+    body = FaultyCamera(where, during)
+    policy = Along(lambda _: [0.015, 0, 0, 0, 0, 0, 1])
+    source = Faulty(InProcessSource(policy), where, lambda: body.now_ns, during)
+    loop = ControlLoop.for_policy(body, arm, CONTRACT, source)
+    loop.reset(0)
+    reports = run(loop, body, 80 + ticks + 30)
+    assert len(body.sent) == len(reports)
+    check_limits(body.sent)
+    failed = reports[80 : 80 + ticks]
+    assert {r.reason for r in failed} == {reason}
+    assert {type(r.error) for r in failed} == {error}
+    assert all(r.error is None for r in [*reports[:80], *reports[80 + ticks :]])
+    before, after = reports[79].command, failed[-1].command
+    assert np.linalg.norm(after.dq) < np.linalg.norm(before.dq)
+    assert ticks == 1 or not after.dq.any()
+    assert {r.reason for r in reports[80 + ticks :]} == {None}
+    assert reports[-1].command.dq.any()
+
+
+def test_a_policy_that_raises_stops_the_arm(arm: Arm) -> None:
+    def step(observation: Observation) -> list[float]:
+        if observation.stamp_ns:
+            raise RuntimeError("no such token")
+        return [0.02, 0, 0, 0, 0, 0, 1]
+
+    loop, body, _ = policy_loop(arm, Along(step))
+    reports = run(loop, body, 100)
+    assert {r.reason for r in reports[40:]} == {cl.POLICY_FAILED}
+    assert str(reports[-1].error) == "no such token"
+    check_limits(body.sent)
+    assert not body.state.dq.any()
+
+
+def test_without_a_joint_state_nothing_is_sent(arm: Arm) -> None:
+    class Lost(ExactBody):
+        def joint_state(self) -> JointState:
+            if self.now_ns:
+                raise ConnectionError("the robot is gone")
+            return super().joint_state()
+
+    body = Lost()
+    loop = ControlLoop(body, arm, FR3.action)
+    loop.reset(0)
+    run(loop, body, 1)
+    with pytest.raises(ConnectionError):
+        loop.tick(body.now_ns)
+    assert len(body.sent) == 1
 
 
 def test_stale_and_broken_joint_states_stop_the_arm(arm: Arm) -> None:
