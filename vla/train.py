@@ -43,7 +43,7 @@ class TrainConfig:
     recipe: str | None = field(default=None, metadata={"group": True, "help": "named settings, before the others"})
     tokenizer: str = field(default="bins", metadata={"help": "action tokenizer (bins)"})
     chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
-    execute_steps: int = field(default=4, metadata={"help": "of which executed before looking again"})
+    execute_steps: int = field(default=2, metadata={"help": "of which executed before looking again"})
     seed: int = field(default=0, metadata={"help": "initial weights and order of the data"})
     steps: int | None = field(default=None, metadata={"help": "optimizer steps; this or minutes"})
     minutes: float | None = field(default=None, metadata={"help": "training time; the schedule fits itself to it"})
