@@ -6,6 +6,7 @@ a folder named by the SHA-256 of the dataset's files, so it is never stale and g
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.durable_file import OutputExists, disk_errors
+from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
 from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.lerobot_format import DatasetInfo, load_info, read_file
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
@@ -88,7 +89,16 @@ class FrameCache:
                 np.save(folder / "images" / f"{name}.npy", array)
             if contract is not None:
                 contract.save(folder / CONTRACT)
-            _save_small(self, folder)  # last, since it makes the folder complete
+            self.complete(folder)
+
+    def complete(self, folder: Path) -> None:
+        """Writes all but the images, which are there; last what makes the folder one for `open`. Raises `DiskFull`."""
+        for name in SMALL:
+            buffer = io.BytesIO()
+            np.save(buffer, getattr(self, name))
+            write_durably(folder / f"{name}.npy", buffer.getvalue())
+        about = {"cameras": list(self.images), "instructions": list(self.instructions)}
+        write_durably(folder / FRAMES, json.dumps(about).encode())
 
     @staticmethod
     def build(
@@ -122,13 +132,6 @@ class FrameCache:
         return FrameCache(images=images, instructions=tuple(about["instructions"]), **small)
 
 
-def _save_small(cache: FrameCache, folder: Path) -> None:
-    for name in SMALL:
-        np.save(folder / f"{name}.npy", getattr(cache, name))
-    about = {"cameras": list(cache.images), "instructions": list(cache.instructions)}
-    (folder / FRAMES).write_text(json.dumps(about))
-
-
 def _key(info: DatasetInfo) -> str:
     """SHA-256 over the names and bytes of everything the cache is made from."""
     digest = hashlib.sha256(f"frame cache {FORMAT}".encode())
@@ -158,7 +161,7 @@ def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None
                         progress(done, info.frames)
             for array in cache.images.values():
                 array.flush()  # type: ignore[attr-defined]
-            _save_small(cache, temporary)
+            cache.complete(temporary)
             if not folder.exists():
                 temporary.rename(folder)
     finally:
@@ -174,7 +177,9 @@ def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
     starts = [e["dataset_from_index"] for e in info.episodes]
     if starts != [0, *(e["dataset_to_index"] for e in info.episodes[:-1])]:
         raise DatasetError(f"{info.root}: the episodes do not follow each other without gaps")
-    images = {name: _reserved(folder / "images" / f"{name}.npy", (n, *size, 3)) for name, size in info.cameras.items()}
+    images = {
+        name: reserved_array(folder / "images" / f"{name}.npy", (n, *size, 3)) for name, size in info.cameras.items()
+    }
     ends = np.array([e["dataset_to_index"] for e in info.episodes], dtype=np.int64)
     return FrameCache(
         images=images,
@@ -187,11 +192,18 @@ def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
     )
 
 
-def _reserved(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    array: NDArray[np.uint8] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
-    # A mapped file is sparse: without its blocks reserved, a full disk would be a bus error later.
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+def reserved_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A new mapped array of zeros in a .npy file, with its place on the disk; no file on failure. Raises `OSError`."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        array: NDArray[np.uint8] = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+        # A mapped file is sparse: without its blocks reserved, a full disk would be a bus error later.
+        with temporary.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return array
 
 

@@ -5,16 +5,12 @@ number of workers nor on interruptions. Its environment seed lies above 2^32, so
 seeds count from 0, repeats a layout that was trained on.
 """
 
+import itertools
 import os
-import shutil
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +19,7 @@ from volar.robots.command_line import run
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.spec import load_robot
+from volar.sim.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from volar.datasets.episode_writer import EpisodeWriter
@@ -33,6 +30,7 @@ EXAMPLES = (
     "volar-collect tasks=reach,lift episodes=1600 output=runs/demonstrations resume=true",
     "volar-collect kind=scenes scenes=30000 output=runs/scenes",
 )
+PATCHES = 8  # a side, of the tiny backbone
 _AHEAD = 6  # demonstrations a worker may be ahead of the writer, which takes them in order
 
 
@@ -42,15 +40,15 @@ class CollectConfig:
 
     output: Path = field(metadata={"help": "folder for the dataset"})
     kind: Literal["demonstrations", "scenes"] = field(default="demonstrations", metadata={"help": "what to collect"})
-    suite: str = field(default="tabletop", metadata={"help": "tasks to demonstrate"})
-    tasks: tuple[str, ...] = field(default=(), metadata={"help": "some of them; [] for the whole suite"})
-    episodes: int = field(default=400, metadata={"help": "demonstrations, over all tasks in turn"})
-    scenes: int = field(default=30_000, metadata={"help": "scenes, for kind=scenes"})
+    suite: str = field(default="tabletop", metadata={"help": "tasks to demonstrate, for kind=demonstrations"})
+    tasks: tuple[str, ...] = field(default=(), metadata={"help": "some of its tasks; [] for all of them"})
+    episodes: int = field(default=400, metadata={"help": "for kind=demonstrations, over all tasks in turn"})
+    scenes: int = field(default=30_000, metadata={"help": "for kind=scenes"})
     seed: int = field(default=0, metadata={"help": "decides layouts, orders and disturbances"})
     robot: str = field(default="fr3", metadata={"help": "robot"})
-    cameras: tuple[str, ...] = field(default=("front", "wrist"), metadata={"help": "cameras to record"})
-    image_size: int = field(default=96, metadata={"help": "pixels, square"})
-    noise: float = field(default=1.0, metadata={"help": "scale of the disturbances (DART); 0: clean demonstrations"})
+    cameras: tuple[str, ...] = field(default=("front", "wrist"), metadata={"help": "cameras to record, front first"})
+    image_size: int = field(default=96, metadata={"help": "pixels, square, a multiple of 8"})
+    noise: float = field(default=1.0, metadata={"help": "of demonstrations: scale of the disturbances (DART)"})
     workers: int = field(default=0, metadata={"help": "processes; 0: one for each CPU"})
     resume: bool = field(default=False, metadata={"help": "continue what an interruption left in output"})
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
@@ -60,6 +58,11 @@ class CollectConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        if self.image_size % PATCHES:
+            raise UsageError(
+                f"image_size={self.image_size} is no multiple of {PATCHES}: the network cuts images into "
+                f"{PATCHES} × {PATCHES} patches of whole pixels"
+            )
         if self.resume and self.overwrite:
             raise UsageError("resume=true and overwrite=true exclude each other")
 
@@ -73,13 +76,22 @@ class CollectConfig:
 
     @property
     def contract(self) -> PolicyContract:
-        """That of the dataset: no statistics yet, single actions. Raises `Unknown` for a robot or camera."""
+        """That of the dataset: no statistics yet, single actions. Raises `Unknown` for a robot or camera.
+
+        Raises `UsageError` when the first camera is not the one in which points are labelled.
+        """
         from volar.robots.errors import Unknown
+        from volar.sim.scene import LABELLED_CAMERA
 
         spec = load_robot(self.robot)
         for camera in self.cameras:
             if camera not in spec.cameras:
                 raise Unknown("camera", camera, spec.cameras)
+        if self.cameras[:1] != (LABELLED_CAMERA,):
+            raise UsageError(
+                f"cameras must begin with {LABELLED_CAMERA}: points are labelled in the first camera's image, and "
+                "only a camera that stands still sees them at all times"
+            )
         return PolicyContract(
             robot=spec.name,
             action=spec.action,
@@ -103,10 +115,8 @@ def collect(config: CollectConfig) -> None:
 
         if config.tasks:
             raise UsageError("tasks= is for demonstrations; kind=scenes asks about all tasks")
-        if config.overwrite:
-            _remove_scenes(config.output)
-        wanted = ScenesConfig(config.scenes, config.seed, config.robot, config.cameras, config.image_size)
-        collect_scenes(wanted, config.output, workers)
+        wanted = ScenesConfig(config.scenes, config.seed, config.contract)
+        collect_scenes(wanted, config.output, workers, resume=config.resume, overwrite=config.overwrite)
         return
     collect_demonstrations(config, workers)
 
@@ -130,14 +140,6 @@ def collect_demonstrations(config: CollectConfig, workers: int) -> None:
             raise
     writer.finalize()
     print(f"{writer.episodes} demonstrations of {', '.join(tasks)} in {config.output}")
-
-
-def _remove_scenes(output: Path) -> None:
-    """What `collect_scenes` writes, nothing else."""
-    for name in ("images", "shards", "meta"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for path in [*output.glob("*.npy"), output / "cache.json", output / "scenes.json"]:
-        path.unlink(missing_ok=True)
 
 
 def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
@@ -166,22 +168,13 @@ def _demonstrations(config: CollectConfig, tasks: tuple[str, ...], first: int, w
         _start_worker(config, tasks)
         yield from (_make(number) for number in range(first, config.episodes))
         return
-    # spawn: each worker makes its own renderer and inherits none of this process's state.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_process, initargs=(config, tasks))
-    waiting: deque[Future[bytes]] = deque()
-    numbers = iter(range(first, config.episodes))
-    try:
-        for _ in range(workers * _AHEAD):
-            if (number := next(numbers, None)) is not None:
-                waiting.append(pool.submit(_make, number))
+    with worker_pool(workers, _start_process, (config, tasks)) as pool:
+        waiting: deque[Future[bytes]] = deque()
+        numbers = iter(range(first, config.episodes))
+        waiting.extend(pool.submit(_make, number) for number in itertools.islice(numbers, workers * _AHEAD))
         while waiting:
             yield waiting.popleft().result()
-            if (number := next(numbers, None)) is not None:
-                waiting.append(pool.submit(_make, number))
-    except BrokenProcessPool as error:
-        raise VolarError("a worker process was killed (out of memory?); continue with resume=true workers=1") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            waiting.extend(pool.submit(_make, number) for number in itertools.islice(numbers, 1))
 
 
 _worker: dict[str, Any] = {}  # a worker process's own makers and settings
@@ -192,18 +185,8 @@ def _start_worker(config: CollectConfig, tasks: tuple[str, ...]) -> None:
 
 
 def _start_process(config: CollectConfig, tasks: tuple[str, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes decides when to stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     Finalize(None, _worker.clear, exitpriority=0)  # frees the loops before the interpreter does: ruckig insists
     _start_worker(config, tasks)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when the process that writes is killed; the pool's queue would let it wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _make(number: int) -> bytes:

@@ -1,26 +1,31 @@
 """Generated scenes on disk: the data of `volar-train stage=grounding`, as a frame cache with a contract.
 
-    images/<camera>.npy, state.npy, points.npy, ... , cache.json    see `volar.datasets.frame_cache`
-    meta/volar_contract.json                                        cameras, state and its statistics
+    scenes.json                                         the settings; says whose the folder is, from the first moment
+    images/<camera>.npy, state.npy, ... , cache.json    see `volar.datasets.frame_cache`; the last makes it complete
+    meta/volar_contract.json                            cameras, state and its statistics
 
 Scenes come in shards that a seed and the shard's number determine, so neither the number of workers nor an
-interruption changes the data; finished shards are found again when the same command runs again.
+interruption changes the data; finished shards are found again on resuming.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from volar.robots.contract import CameraSpec, PolicyContract
+from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
+from volar.datasets.frame_cache import SMALL, FrameCache, reserved_array
+from volar.datasets.lerobot_layout import CONTRACT, FRAMES
+from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
-from volar.robots.spec import load_robot
+from volar.sim.worker_pool import worker_pool
 
 SHARD = 500  # scenes
 _SETTINGS = "scenes.json"
@@ -28,56 +33,115 @@ _SETTINGS = "scenes.json"
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """`frames` scenes, one sentence each; `image_size` pixels square."""
+    """`frames` scenes, one sentence each, with the robot and the square cameras of `contract`."""
 
     frames: int
-    seed: int = 0
-    robot: str = "fr3"
-    cameras: tuple[str, ...] = ("front", "wrist")
-    image_size: int = 96
+    seed: int
+    contract: PolicyContract
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(camera.name for camera in self.contract.cameras)
+
+    @property
+    def image_size(self) -> int:
+        """[pixels]"""
+        return self.contract.cameras[0].width
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the scenes, as plain values."""
+        return {
+            "frames": self.frames,
+            "seed": self.seed,
+            "robot": self.contract.robot,
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+        }
 
 
-def collect_scenes(config: ScenesConfig, output: Path, workers: int) -> None:
-    """Renders the scenes, with a progress bar; continues what an interrupted run of the same settings left.
+def collect_scenes(
+    config: ScenesConfig, output: Path, workers: int, *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Renders the scenes, with a progress bar.
 
-    Raises `VolarError` when `output` holds something else.
+    `resume`: goes on with what an interrupted run of the same settings left. `overwrite`: replaces scenes, and
+    nothing else. Raises `VolarError` when the folder is taken, and when the disk is full.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
-    settings = json.loads(json.dumps(asdict(config)))
-    if (output / _SETTINGS).is_file():
-        before = json.loads((output / _SETTINGS).read_text())
-        if before != settings:
-            raise VolarError(f"{output} holds scenes of other settings {before}; give another output or overwrite=true")
-    elif output.exists() and any(output.iterdir()):
-        raise VolarError(f"output {output} is not empty and holds no scenes; give another, or overwrite=true")
-    if (output / "cache.json").is_file():
-        return
-    _allocate(config, output)
-    (output / _SETTINGS).write_text(json.dumps(settings))
+    _prepare(config, output, resume, overwrite)
     shards = -(-config.frames // SHARD)
-    todo = [i for i in range(shards) if not _shard_file(output, i).is_file()]
-    # spawn: each worker makes its own renderer, and inherits none of this process's graphics state.
-    with Progress() as bar, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        task = bar.add_task("scenes", total=shards, completed=shards - len(todo))
-        for job in as_completed([pool.submit(_write_shard, config, output, i) for i in todo]):
-            job.result()
-            bar.advance(task)
-    _finish(config, output, shards)
+    if not (output / FRAMES).is_file():
+        with disk_errors(output):
+            _reserve(config, output)
+        todo = [i for i in range(shards) if not _shard_file(output, i).is_file()]
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("scenes", total=shards, completed=shards - len(todo))
+            for _ in _write_shards(config, output, todo, workers):
+                bar.advance(task)
+        _finish(config, output, shards)
+    shutil.rmtree(output / "shards", ignore_errors=True)
+    print(f"{config.frames} scenes in {output}")
 
 
-def _allocate(config: ScenesConfig, output: Path) -> None:
+def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) -> None:
+    """Leaves a folder that says what it is for. Raises `VolarError` when it is another's."""
+    if output.exists() and not output.is_dir():
+        raise OutputExists(f"{output} is a file; give a folder")
+    found = sorted(item.name for item in output.iterdir()) if output.exists() else []
+    if found and _SETTINGS not in found:
+        raise OutputExists(f"{output} holds something else ({', '.join(found[:4])}); give another output")
+    if found and resume:
+        before = json.loads((output / _SETTINGS).read_text())
+        changed = [
+            f"{key}: {before.get(key)}, now {now}" for key, now in config.settings.items() if before.get(key) != now
+        ]
+        if changed:
+            raise VolarError(
+                f"{output} was begun with other settings ({'; '.join(changed)}); use them, or overwrite=true"
+            )
+        return
+    if found and not overwrite:
+        fix = "continue them with resume=true, replace them with overwrite=true, or give another output"
+        raise OutputExists(f"{output} holds scenes: {fix}")
+    if found:
+        _remove(output)
+    write_durably(output / _SETTINGS, json.dumps(config.settings).encode())
+
+
+def _remove(output: Path) -> None:
+    """What `collect_scenes` writes, nothing else; what says so stays."""
+    for name in (FRAMES, CONTRACT, *(f"{name}.npy" for name in SMALL)):
+        (output / name).unlink(missing_ok=True)
+    for name in ("images", "shards"):
+        shutil.rmtree(output / name, ignore_errors=True)
+
+
+def _reserve(config: ScenesConfig, output: Path) -> None:
     (output / "images").mkdir(parents=True, exist_ok=True)
     (output / "shards").mkdir(exist_ok=True)
     for name in config.cameras:
         path = output / "images" / f"{name}.npy"
-        shape = (config.frames, config.image_size, config.image_size, 3)
         if not path.is_file():
-            np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()  # type: ignore[no-untyped-call]
+            reserved_array(path, (config.frames, config.image_size, config.image_size, 3))
 
 
 def _shard_file(output: Path, index: int) -> Path:
     return output / "shards" / f"{index:05d}.npz"
+
+
+def _write_shards(config: ScenesConfig, output: Path, todo: list[int], workers: int) -> Iterator[None]:
+    """Yields after each shard; with one worker this process writes them."""
+    if workers == 1:
+        for index in todo:
+            _write_shard(config, output, index)
+            yield
+        return
+    with worker_pool(workers) as pool:
+        for job in as_completed([pool.submit(_write_shard, config, output, i) for i in todo]):
+            yield job.result()
 
 
 def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
@@ -86,55 +150,35 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
 
     rng = np.random.default_rng([config.seed, index])
     place = slice(index * SHARD, min((index + 1) * SHARD, config.frames))
-    scenes = render_scenes(rng, place.stop - place.start, config.robot, config.cameras, config.image_size)
+    scenes = render_scenes(rng, place.stop - place.start, config.contract.robot, config.cameras, config.image_size)
     for name, images in scenes.images.items():
         target = np.load(output / "images" / f"{name}.npy", mmap_mode="r+")
         target[place] = images
         target.flush()
     samples = [grounding_samples(scenes, i, rng)[0] for i in range(len(scenes))]
     texts, points = [text for text, _ in samples], np.stack([points for _, points in samples])
-    temporary = _shard_file(output, index).with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, state=scenes.state, points=points, texts=np.array(texts))
-    temporary.rename(_shard_file(output, index))
-
-
-def _shards(output: Path, count: int) -> Iterator[Any]:
-    for index in range(count):
-        with np.load(_shard_file(output, index)) as shard:
-            yield dict(shard)
+    buffer = io.BytesIO()
+    np.savez(buffer, state=scenes.state, points=points, texts=np.array(texts))
+    write_durably(_shard_file(output, index), buffer.getvalue())
 
 
 def _finish(config: ScenesConfig, output: Path, count: int) -> None:
-    """Joins the shards' small arrays, writes the contract, and marks the cache complete."""
+    """Joins the shards' small arrays, writes the contract, and makes the cache complete."""
     from volar.datasets.statistics import field_statistics
 
-    spec = load_robot(config.robot)
-    parts = list(_shards(output, count))
-    state = np.concatenate([part["state"] for part in parts])
-    texts = np.concatenate([part["texts"] for part in parts])
-    instructions, ids = np.unique(texts, return_inverse=True)
-    arrays = {
-        "state": state,
-        "action": np.zeros((config.frames, spec.action.size), np.float32),  # scenes have none; training masks them
-        "points": np.concatenate([part["points"] for part in parts]).astype(np.float32),
-        "episode_end": np.arange(1, config.frames + 1, dtype=np.int64),
-        "instruction_id": ids.astype(np.int32),
-    }
-    for name, array in arrays.items():
-        np.save(output / f"{name}.npy", array)
-    cameras = tuple(CameraSpec(name, config.image_size, config.image_size) for name in config.cameras)
-    contract = PolicyContract(
-        robot=spec.name,
-        action=spec.action,
-        state_names=spec.state_names,
-        state_units=spec.state_units,
-        cameras=cameras,
-        chunk_length=1,
-        execute_steps=1,
-        statistics={"observation.state": field_statistics(state)},
-    )
-    contract.save(output / "meta" / "volar_contract.json")
-    about = {"cameras": list(config.cameras), "small": list(arrays), "instructions": instructions.tolist()}
-    (output / "cache.json").write_text(json.dumps(about))
-    shutil.rmtree(output / "shards")
+    parts: list[dict[str, NDArray[Any]]] = []
+    for index in range(count):
+        with np.load(_shard_file(output, index)) as shard:
+            parts.append(dict(shard))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    instructions, ids = np.unique(joined["texts"], return_inverse=True)
+    contract = replace(config.contract, statistics={"observation.state": field_statistics(joined["state"])})
+    write_durably(output / CONTRACT, (contract.to_json() + "\n").encode())
+    FrameCache.from_arrays(
+        images={name: np.load(output / "images" / f"{name}.npy", mmap_mode="r") for name in config.cameras},
+        state=joined["state"],
+        action=np.zeros((config.frames, contract.action.size), np.float32),  # scenes have none; training masks them
+        points=joined["points"].astype(np.float32),
+        instruction_id=ids.astype(np.int32),
+        instructions=instructions.tolist(),
+    ).complete(output)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from volar.datasets.episode import Episode
 from volar.robots.errors import VolarError
+from volar.sim.scene import LABELLED_CAMERA
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.world import StepDriver
 
@@ -74,8 +75,11 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
 
     Each step records the images, the state and the points before its action, and the expert's own answer to
     them; what is executed is that answer, disturbed. Ends `steps_after_success` steps after success, or
-    after the task's `max_steps`. Raises `SimulationDiverged`.
+    after the task's `max_steps`. Raises `SimulationDiverged`; `ValueError` when the first camera is not the one
+    in whose image the points are.
     """
+    if next(iter(driver.world.body.cameras), LABELLED_CAMERA) != LABELLED_CAMERA:
+        raise ValueError(f"the first camera must be {LABELLED_CAMERA}, are {driver.world.body.cameras}")
     noise = noise or Disturbances()
     driver.reset(seed)
     world = driver.world

@@ -8,14 +8,10 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
-import signal
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +20,7 @@ from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.sim.closed_loop import ClosedLoop, EpisodeRecord
 from volar.sim.wilson import wilson_interval
-
-# A second thread team in each worker would only wait for the same cores; Mesa renders in the calling thread at 0.
-_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {"LP_NUM_THREADS": "0"}
+from volar.sim.worker_pool import worker_pool
 
 
 @dataclass(frozen=True)
@@ -60,22 +54,13 @@ def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int) -> Iterator[Episod
     Raises `VolarError` with the worker's reason when no episode can run there (no OpenGL, a damaged policy), or
     when a worker dies.
     """
-    context = multiprocessing.get_context("spawn")  # forking would copy threads and OpenGL contexts
-    with _environment(_THREADS):
-        pool = ProcessPoolExecutor(max(1, min(workers, len(jobs))), context, initializer=_leave_interrupts_to_parent)
-        try:
-            futures: list[Future[dict[str, Any]]] = [pool.submit(_run, bench, job) for job in jobs]
-            for future in as_completed(futures):
-                answer = future.result()
-                if "fatal" in answer:
-                    raise VolarError(answer["fatal"])
-                yield EpisodeRecord.from_dict(answer)
-        except BrokenProcessPool as error:
-            raise VolarError(
-                "a worker process died (out of memory, or killed); resume=true continues, workers=1 needs less memory"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with worker_pool(max(1, min(workers, len(jobs)))) as pool:
+        futures: list[Future[dict[str, Any]]] = [pool.submit(_run, bench, job) for job in jobs]
+        for future in as_completed(futures):
+            answer = future.result()
+            if "fatal" in answer:
+                raise VolarError(answer["fatal"])
+            yield EpisodeRecord.from_dict(answer)
 
 
 def _run(bench: Bench, job: Job) -> dict[str, Any]:
@@ -112,25 +97,6 @@ def _policy(path: str) -> Any:
     from volar.robots.policies import load_policy
 
     return load_policy(Path(path))
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets variables for the processes started inside."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def tally(records: Sequence[EpisodeRecord]) -> dict[str, Any]:

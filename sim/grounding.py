@@ -53,7 +53,7 @@ def render_scenes(
     spec, model, layouts = load_robot(robot), scene.compiled(robot), LayoutSampler(robot)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    front = scene.camera_view(model, data, "front")
+    front = scene.camera_view(model, data, scene.LABELLED_CAMERA)
     renderer = CameraRenderer(model, dict.fromkeys(cameras, (image_size, image_size)))
     images: dict[str, NDArray[np.uint8]] = {
         name: np.empty((count, image_size, image_size, 3), np.uint8) for name in cameras

@@ -40,6 +40,7 @@ BLOCK_ON_PLATE_Z_M = 2 * PLATE_HALF_HEIGHT_M + BLOCK_HALF_M
 
 # Where the front camera is, what it looks at (base frame [m]) and its field of view: the workspace with the
 # hand above it fills the image.
+LABELLED_CAMERA = "front"  # in whose image u, v of points are; it stands still
 FRONT_POSITION = (1.25, 0.0, 0.82)
 FRONT_LOOKS_AT = (0.46, 0.0, 0.07)
 FRONT_FOVY_DEG = 31.0

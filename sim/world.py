@@ -85,7 +85,7 @@ class TaskWorld:
         """`Episode.points` now: (2, 5), rows target and destination; columns x y z [m], u v in the front image."""
         state = self.state
         positions = np.stack([state.block(self.goal.color), self.task.destination(state, self.goal)])  # (2, 3)
-        seen = scene.camera_view(self.model, self.data, "front").project(positions)  # (2, 2)
+        seen = scene.camera_view(self.model, self.data, scene.LABELLED_CAMERA).project(positions)  # (2, 2)
         return np.hstack([positions, seen]).astype(np.float32)
 
     def wrong_instruction(self) -> str:
