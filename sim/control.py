@@ -8,6 +8,7 @@ when the arm held and why, and how near to its limits it came.
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class ControlConfig:
     rate_hz: float = field(default=100.0, metadata={"help": "of the control loop; whole multiples of the action rate"})
     video: Path | None = field(default=None, metadata={"help": "film the first episode into this .mp4"})
     output: Path = field(default=Path("runs/control"), metadata={"help": "folder for control.json"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a control.json in output"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a control.json in output, and video"})
 
     def __post_init__(self) -> None:
         if self.robot not in ROBOTS:
@@ -66,11 +67,12 @@ class ControlConfig:
 
 
 def control(config: ControlConfig) -> dict[str, Any]:
-    """Runs the episodes and writes control.json, which it also returns.
+    """Runs the episodes, writing control.json after each; returns the last one.
 
     Raises `VolarError` for a folder that is no artifact or output that is taken, `ContractError` when the policy
     does not fit the robot, `UsageError` when the instruction means nothing here.
     """
+    from volar.datasets.durable_file import write_durably
     from volar.robots.contract import require
     from volar.robots.control_loop import ControlLoop
     from volar.robots.kinematics import Arm
@@ -82,11 +84,7 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.sim.evaluation import read_contract
     from volar.sim.wall_clock import Pacer
 
-    path = config.output / "control.json"
-    if path.exists() and not config.overwrite:
-        raise VolarError(f"output {config.output} holds a control.json; give another output=, or overwrite=true")
-    if config.output.exists() and not config.output.is_dir():
-        raise VolarError(f"output {config.output} is a file; give a folder")
+    path = _output_file(config)
     artifact = _artifact(config.policy)
     contract = read_contract(artifact)
     robot = config.robot.partition("/")[2]
@@ -101,13 +99,6 @@ def control(config: ControlConfig) -> dict[str, Any]:
     config.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the loop's thread: another would wait for a core
     pacer = Pacer(round(1e9 / config.rate_hz))
-    with PolicyProcess(artifact) as source:
-        loop = ControlLoop.for_policy(world.body, Arm(world.spec), contract, source, period_s=1.0 / config.rate_hz)
-        episodes = _run_episodes(config, order, world, loop, source, pacer, duration_s, steps_per_action)
-        status = source.status
-        if status.state == "failed":
-            raise VolarError(f"the policy's process failed: {status.error}")
-    world.close()
     facts: dict[str, Any] = {
         "policy": str(config.policy),
         "contract_sha256": contract.sha256,
@@ -116,11 +107,34 @@ def control(config: ControlConfig) -> dict[str, Any]:
         "instruction": config.instruction,
         "seed": config.seed,
     }
-    result = facts | summarize(episodes, 1.0 / config.rate_hz) | {"policy_restarts": status.restarts}
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    runs: list[Run] = []
+    try:
+        with PolicyProcess(artifact) as source:
+            loop = ControlLoop.for_policy(world.body, Arm(world.spec), contract, source, period_s=1.0 / config.rate_hz)
+            for run in _run_episodes(config, order, world, loop, source, pacer, duration_s, steps_per_action):
+                status = source.status
+                if status.state == "failed":  # an episode without a policy is none
+                    raise VolarError(f"the policy's process failed: {status.error}")
+                runs.append(run)
+                result = facts | summarize(runs, 1.0 / config.rate_hz) | {"policy_restarts": status.restarts}
+                write_durably(path, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
+    finally:
+        world.close()
     print_summary(result)
     print(f"report: {path}")
     return result
+
+
+def _output_file(config: ControlConfig) -> Path:
+    """Where control.json goes. Raises `VolarError` when that, or the film's file, is taken."""
+    path = config.output / "control.json"
+    if config.output.exists() and not config.output.is_dir():
+        raise VolarError(f"output {config.output} is a file; give a folder")
+    if path.exists() and not config.overwrite:
+        raise VolarError(f"output {config.output} holds a control.json; give another output=, or overwrite=true")
+    if config.video is not None and config.video.exists() and not config.overwrite:
+        raise VolarError(f"video {config.video} exists; give another video=, or overwrite=true")
+    return path
 
 
 def _artifact(path: Path) -> Path:
@@ -168,8 +182,8 @@ def _run_episodes(
     pacer: Any,
     duration_s: float,
     check_every: int,
-) -> "list[Run]":
-    """Runs the episodes, one after the other."""
+) -> "Iterator[Run]":
+    """Runs the episodes, one after the other; each is there as soon as it is over."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from volar.sim.control_report import Run
@@ -177,13 +191,13 @@ def _run_episodes(
     from volar.sim.wall_clock import run_in_real_time
 
     chosen = list(itertools.islice(seeds(order, world, config.seed), config.episodes))
-    runs: list[Run] = []
+    successes = 0
     # Drawn between the episodes only: a thread that draws would take the interpreter from the loop.
     columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, auto_refresh=False) as bar:
         shown = bar.add_task("", total=len(chosen))
         bar.refresh()
-        for seed in chosen:
+        for number, seed in enumerate(chosen, 1):
             world.reset(seed)
             instruction = config.instruction or world.instruction
             source.reset(seed)
@@ -191,12 +205,11 @@ def _run_episodes(
             result = run_in_real_time(
                 world, loop, source, pacer, duration_s, check_every, lambda: source.status.predict_s
             )
-            if config.video is not None and not runs:
+            if config.video is not None and number == 1:
                 _film(world, result, config.video)
-            runs.append(Run(seed, instruction, result))
-            successes = sum(run.result.success for run in runs)
-            bar.update(shown, advance=1, description=f"success {successes}/{len(runs)}", refresh=True)
-    return runs
+            successes += result.success
+            yield Run(seed, instruction, result)
+            bar.update(shown, advance=1, description=f"success {successes}/{number}", refresh=True)
 
 
 def _film(world: "TaskWorld", result: "RealTimeRun", path: Path) -> None:

@@ -26,7 +26,10 @@ class Run:
 
 
 def summarize(runs: Sequence[Run], period_s: float) -> dict[str, Any]:
-    """Success with its interval, timing, holds and margins over all runs, then each run; plain values."""
+    """Success with its interval, timing, holds and margins over all runs, then each run; plain values.
+
+    `reason` of a run, where it broke down; it counts as a failure, and `invalid` counts such runs.
+    """
     results = [run.result for run in runs]
     successes = sum(result.success for result in results)
     holds: Counter[str] = Counter()
@@ -40,6 +43,7 @@ def summarize(runs: Sequence[Run], period_s: float) -> dict[str, Any]:
         "successes": successes,
         "episodes": len(runs),
         "success_rate": successes / len(runs),
+        "invalid": sum(bool(result.reason) for result in results),
         "wilson95": list(wilson_interval(successes, len(runs))),
         "scheduling": "real-time" if all(result.real_time for result in results) else "normal",
         "period_ms": 1e3 * period_s,
@@ -56,6 +60,7 @@ def summarize(runs: Sequence[Run], period_s: float) -> dict[str, Any]:
                 "seed": run.seed,
                 "instruction": run.instruction,
                 "success": run.result.success,
+                "reason": run.result.reason,
                 "duration_s": run.result.duration_s,
                 "holds": run.result.holds,
                 "refused": run.result.refused,
@@ -96,6 +101,9 @@ def print_summary(result: Mapping[str, Any]) -> None:
     console.print(table)
     low, high = result["wilson95"]
     console.print(f"success {result['successes']}/{result['episodes']} ({100 * low:.0f}–{100 * high:.0f} %)")
+    for run in result["runs"]:
+        if run["reason"]:
+            console.print(f"broke down and counts as a failure: {run['reason']}")
     holds = ", ".join(f"{reason} {count}" for reason, count in result["holds"].items()) or "none"
     console.print(f"holds, in {result['ticks']} control periods: {holds}")
     console.print(

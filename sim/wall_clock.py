@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from volar.robots.body import ChunkSource
 from volar.robots.control_loop import ControlLoop
 from volar.robots.limit_margins import LimitMargins, MarginMeter
+from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.world import TaskWorld
 
 PRIORITY = 20  # of SCHED_FIFO, 1 to 99: above ordinary threads, below the kernel's interrupt threads (50)
@@ -71,7 +72,7 @@ class Timing:
 @dataclass(frozen=True)
 class RealTimeRun:
     """One episode in real time. `qpos`: the scene after each policy step, for a film made afterwards.
-    `real_time`: the loop's thread went before every ordinary one."""
+    `real_time`: the loop's thread went before every ordinary one. `reason`: why the episode broke down, or ''."""
 
     success: bool
     duration_s: float
@@ -81,6 +82,7 @@ class RealTimeRun:
     timing: Timing
     qpos: Sequence[NDArray[np.float64]]
     real_time: bool
+    reason: str = ""
 
 
 def run_in_real_time(
@@ -96,41 +98,44 @@ def run_in_real_time(
 
     The world has been reset and the loop has its instruction. Between two ticks the physics goes on by the time
     between their deadlines, with periods that were skipped, so that the world keeps pace with the wall clock.
-    `inference_s()`: how long the latest chunk took to compute.
+    `inference_s()`: how long the latest chunk took to compute. Physics that diverges ends the episode as a failure.
     """
     period_s = pacer.period_ns / 1e9
     meter, timing = MarginMeter(world.spec, period_s), Timing()
     holds: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     qpos = [world.data.qpos.copy()]
-    success, periods = False, round(duration_s / period_s)
+    success, reason, periods = False, "", round(duration_s / period_s)
     world.body.images()  # the first frame makes the OpenGL context, which takes longer than a period
     loop.reset(world.body.now_ns)
     with _without_garbage_collection(), real_time_scheduling() as real_time:
         pacer.start()
-        for index in range(1, periods + 1):
-            if skipped := pacer.wait():
-                timing.skipped += skipped
-                world.advance(skipped * period_s)
-            now_ns = pacer.now_ns
-            report = loop.tick(now_ns)
-            world.advance(period_s)
-            timing.ticks_ns.append(now_ns)
-            meter.add(report.command)
-            holds.update([report.reason] if report.reason else [])
-            refused.update([report.refused] if report.refused else [])
-            if report.chunk is not None:
-                timing.chunk_s.append((now_ns - report.chunk.stamp_ns) / 1e9)
-                if (seconds := inference_s()) is not None:
-                    timing.inference_s.append(seconds)
-            if index % check_every == 0:
-                qpos.append(world.data.qpos.copy())
-                success = world.success()
-            timing.busy_s.append((pacer.now_ns - now_ns) / 1e9)
-            if success or world.body.now_ns >= duration_s * 1e9:
-                break
+        try:
+            for index in range(1, periods + 1):
+                if skipped := pacer.wait():
+                    timing.skipped += skipped
+                    world.advance(skipped * period_s)
+                now_ns = pacer.now_ns
+                report = loop.tick(now_ns)
+                world.advance(period_s)
+                timing.ticks_ns.append(now_ns)
+                meter.add(report.command)
+                holds.update([report.reason] if report.reason else [])
+                refused.update([report.refused] if report.refused else [])
+                if report.chunk is not None:
+                    timing.chunk_s.append((now_ns - report.chunk.stamp_ns) / 1e9)
+                    if (seconds := inference_s()) is not None:
+                        timing.inference_s.append(seconds)
+                if index % check_every == 0:
+                    qpos.append(world.data.qpos.copy())
+                    success = world.success()
+                timing.busy_s.append((pacer.now_ns - now_ns) / 1e9)
+                if success or world.body.now_ns >= duration_s * 1e9:
+                    break
+        except SimulationDiverged as error:  # one broken episode must not take the others with it
+            success, reason = False, str(error)
     return RealTimeRun(
-        success, world.body.now_ns / 1e9, dict(holds), dict(refused), meter.result(), timing, qpos, real_time
+        success, world.body.now_ns / 1e9, dict(holds), dict(refused), meter.result(), timing, qpos, real_time, reason
     )
 
 

@@ -17,6 +17,7 @@ from volar.robots.kinematics import Arm
 from volar.robots.tokenize_words import TokenizerError
 from volar.sim.closed_loop import ClosedLoop, episode_seed, world_for
 from volar.sim.control import ControlConfig, control
+from volar.sim.control_report import Run, summarize
 from volar.sim.orders import Order, seeds, understand
 from volar.sim.tasks import TASKS
 from volar.sim.wall_clock import SPIN_S, Pacer, run_in_real_time
@@ -86,6 +87,25 @@ def test_on_a_virtual_clock_it_does_what_evaluation_does(artifact_folder: Path) 
     assert not run.timing.period_errors_s(0.01).any()
 
 
+def test_physics_that_diverges_costs_its_own_episode_only(artifact_folder: Path) -> None:
+    policy = ExportedPolicy(artifact_folder)
+    world, source = world_for("reach", "fr3", policy.contract), InProcessSource(policy, 0.02)
+    loop = ControlLoop.for_policy(world.body, Arm(world.spec), policy.contract, source)
+    runs = []
+    for seed, push in ((21, 1e12), (22, 0.0)):
+        world.reset(seed)
+        world.data.qvel[-1] += push  # of a block
+        loop.set_instruction(world.instruction)
+        runs.append(Run(seed, "", run_in_real_time(world, loop, source, _pacer()[0], 0.3, check_every=10)))
+    result = json.loads(json.dumps(summarize(runs, 0.01), allow_nan=False))
+    assert (result["episodes"], result["invalid"]) == (2, 1)
+    assert "reach, seed 21: the simulation became unstable" in result["runs"][0]["reason"]
+    assert not result["runs"][0]["success"]
+    assert result["runs"][1]["reason"] == ""
+    assert result["runs"][1]["duration_s"] == pytest.approx(0.3)
+    world.close()
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_phrasing_is_understood(name: str) -> None:
     for template in (*TASKS[name].templates, *TASKS[name].held_out_templates):
@@ -132,8 +152,11 @@ def test_a_short_run_leaves_its_figures(config: ControlConfig, tmp_path: Path) -
         assert set(written[key]) == {"p50", "p99", "max"}
     assert all(margin > 0 for margin in written["margins"].values())
     assert film.read_bytes()[4:8] == b"ftyp"
-    with pytest.raises(VolarError, match="overwrite=true"):
+    with pytest.raises(VolarError, match=r"holds a control.json; .*overwrite=true"):
         control(config)
+    with pytest.raises(VolarError, match=r"film.mp4 exists; .*overwrite=true"):
+        control(replace(config, video=film, output=tmp_path / "another"))
+    assert not (tmp_path / "another").exists()
 
 
 @pytest.mark.parametrize(
