@@ -12,6 +12,7 @@ import numpy as np
 from volar.robots.body import JointCommand
 from volar.robots.contract import PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.errors import Unknown
 from volar.robots.interface import Policy
 from volar.robots.kinematics import Arm
 from volar.robots.limit_margins import LimitMargins, MarginMeter
@@ -19,7 +20,8 @@ from volar.sim.sim_robot import SimRobot
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
 
 WRONG_INSTRUCTION = "wrong_instruction"
-CONDITIONS = ("standard", WRONG_INSTRUCTION)
+HELD_OUT_INSTRUCTION = "held_out_instruction"
+CONDITIONS = ("standard", WRONG_INSTRUCTION, HELD_OUT_INSTRUCTION)
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,13 @@ class ClosedLoop:
         """One episode, determined by the policy, the seed and the condition alone.
 
         It ends with success, looked for after each policy step, or after the task's `max_steps`. Under
-        `wrong_instruction` the policy is told another colour and success is still that of the original
-        goal. A failure inside the episode (diverged physics, a policy that raises) is recorded, not raised.
+        `wrong_instruction` the policy is told another colour and success is still that of the original goal;
+        under `held_out_instruction` it is told the goal in a phrasing that no demonstration has. A failure inside
+        the episode (diverged physics, a policy that raises) is recorded, not raised. Raises `Unknown` for another
+        condition.
         """
+        if condition not in CONDITIONS:
+            raise Unknown("condition", condition, CONDITIONS)
         meter = MarginMeter(self.world.spec, CONTROL_PERIOD_S)
         holds: Counter[str] = Counter()
         refused: Counter[str] = Counter()
@@ -145,8 +151,10 @@ class ClosedLoop:
 
     def _start(self, seed: int, condition: str) -> str:
         self.world.reset(seed)
-        wrong = condition == WRONG_INSTRUCTION
-        instruction = self.world.wrong_instruction() if wrong else self.world.instruction
+        instruction = {
+            WRONG_INSTRUCTION: self.world.wrong_instruction,
+            HELD_OUT_INSTRUCTION: self.world.rephrased,
+        }.get(condition, lambda: self.world.instruction)()
         self._loop.set_instruction(instruction)
         self._source.reset(seed)
         self._loop.reset(self.world.body.now_ns)

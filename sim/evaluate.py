@@ -30,7 +30,7 @@ EXAMPLES = (
 _FILES = ("evaluation.json", "episodes.jsonl", "results.json", "report.html", "videos")
 _SETTINGS, _EPISODES = _FILES[:2]
 # Settings that may differ between an evaluation and its continuation: they change no episode.
-_FREE = ("workers", "videos", "output", "resume", "overwrite", "policy")
+_FREE = ("workers", "videos", "output", "resume", "overwrite", "policy", "paraphrases")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class EvaluateConfig:
     robot: str = field(default="fr3", metadata={"help": "robot in the scene"})
     wrong_instruction: bool = field(
         default=True, metadata={"help": "run every episode again, told another colour: does it listen?"}
+    )
+    paraphrases: bool = field(
+        default=False, metadata={"help": "run every episode again, told in a phrasing that no demonstration has"}
     )
     latency_ms: float = field(default=20.0, metadata={"help": "from observation to actions, on the virtual clock"})
     videos: int = field(default=2, metadata={"help": "films of each task in the report"})
@@ -152,16 +155,22 @@ def _prepare_output(config: EvaluateConfig, identity: dict[str, Any]) -> "list[E
 
 
 def _jobs(config: EvaluateConfig, tasks: tuple[str, ...]) -> "list[Job]":
-    from volar.sim.closed_loop import CONDITIONS, episode_seed
+    from volar.sim.closed_loop import episode_seed
     from volar.sim.evaluation import Job
 
-    conditions = CONDITIONS if config.wrong_instruction else CONDITIONS[:1]
     return [
         Job(task, condition, index, episode_seed(config.seed, task, index))
-        for condition in conditions
+        for condition in ("standard", *_other_conditions(config))
         for task in tasks
         for index in range(config.episodes)
     ]
+
+
+def _other_conditions(config: EvaluateConfig) -> tuple[str, ...]:
+    from volar.sim.closed_loop import HELD_OUT_INSTRUCTION, WRONG_INSTRUCTION
+
+    wanted = {WRONG_INSTRUCTION: config.wrong_instruction, HELD_OUT_INSTRUCTION: config.paraphrases}
+    return tuple(condition for condition, run_it in wanted.items() if run_it)
 
 
 def _workers(config: EvaluateConfig) -> int:
@@ -183,7 +192,7 @@ def _run_missing(
         return records
     columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn()) as bar:
-        shown = bar.add_task("", total=len(jobs), completed=len(done))
+        shown = bar.add_task("", total=len(jobs), completed=len(jobs) - len(missing))
         successes = sum(record.success for record in records if record.condition == "standard")
         trials = sum(record.condition == "standard" for record in records)
         for record in run_jobs(bench, missing, _workers(config)):
@@ -219,8 +228,8 @@ def _results(
         **summarize([r for r in records if r.condition == "standard"], tasks),
         "margins": asdict(_worst(records)),
     }
-    if config.wrong_instruction:
-        results["wrong_instruction"] = summarize([r for r in records if r.condition != "standard"], tasks)
+    for condition in _other_conditions(config):
+        results[condition] = summarize([r for r in records if r.condition == condition], tasks)
     return results
 
 

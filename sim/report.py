@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
 
 Results = Mapping[str, Any]
+# Conditions beside the standard one: in a table's head, and in a sentence.
+_OTHERS = {
+    "wrong_instruction": ("wrong instruction", "told another colour"),
+    "held_out_instruction": ("new phrasing", "told in a phrasing that no demonstration has"),
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #5c6a7a; --line: #dde3ea; --card: #fff; --page: #f5f7f9;
@@ -72,16 +77,15 @@ def print_table(results: Results) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    wrong = results.get("wrong_instruction")
     table = Table(title=f"success on {results['suite']}, Wilson 95 % intervals")
     table.add_column("task")
-    for column in ("success", "interval", *(("wrong instruction",) if wrong else ())):
+    for column in ("success", "interval", *(_OTHERS[key][0] for key in _others(results))):
         table.add_column(column, justify="right")
-    for name, tally, control in _rows(results):
+    for name, tally, others in _rows(results):
         if name == "overall":
             table.add_section()
         cells = [name, f"{tally['successes']}/{tally['episodes']}  {tally['success_rate']:.1%}", _interval(tally)]
-        table.add_row(*cells, *([f"{control['success_rate']:.1%}  {_interval(control)}"] if control else []))
+        table.add_row(*cells, *(f"{other['success_rate']:.1%}  {_interval(other)}" for other in others.values()))
     console = Console()
     console.print(table)
     if results["overall"]["invalid"]:
@@ -89,12 +93,17 @@ def print_table(results: Results) -> None:
         console.print(f"{number} episodes broke down and count as failures (results.json says why)")
 
 
-def _rows(results: Results) -> Iterable[tuple[str, Results, Results | None]]:
-    """(name, tally, tally under the wrong instruction) of each task, then overall."""
-    wrong = results.get("wrong_instruction")
+def _others(results: Results) -> list[str]:
+    """The conditions beside the standard one that were run."""
+    return [key for key in _OTHERS if key in results]
+
+
+def _rows(results: Results) -> Iterable[tuple[str, Results, Mapping[str, Results]]]:
+    """(name, tally, tallies under the other conditions) of each task, then overall."""
+    others = _others(results)
     for name, tally in results["tasks"].items():
-        yield name, tally, wrong["tasks"][name] if wrong else None
-    yield "overall", results["overall"], wrong["overall"] if wrong else None
+        yield name, tally, {key: results[key]["tasks"][name] for key in others}
+    yield "overall", results["overall"], {key: results[key]["overall"] for key in others}
 
 
 def _interval(tally: Results) -> str:
@@ -108,25 +117,24 @@ def _figures(results: Results) -> str:
 
     overall = results["overall"]
     cards = [card(f"{overall['success_rate']:.1%}", f"success in {overall['episodes']} episodes, {_interval(overall)}")]
-    if wrong := results.get("wrong_instruction"):
-        cards.append(
-            card(f"{wrong['overall']['success_rate']:.1%}", f"told another colour, {_interval(wrong['overall'])}")
-        )
+    for key in _others(results):
+        other = results[key]["overall"]
+        cards.append(card(f"{other['success_rate']:.1%}", f"{_OTHERS[key][1]}, {_interval(other)}"))
     margin = min(results["margins"].values())
     cards.append(card(f"{margin:.1%}", "smallest margin to a position, velocity, acceleration or jerk limit"))
     return f'<div class="figures">{"".join(cards)}</div>'
 
 
 def _success_table(results: Results) -> str:
-    wrong = "wrong_instruction" in results
-    heads = ["task", "success", "rate", "interval", "", *(["wrong instruction"] if wrong else []), "broke down"]
+    others = [_OTHERS[key][0] for key in _others(results)]
+    heads = ["task", "success", "rate", "interval", "", *others, "broke down"]
     rows = []
-    for name, tally, control in _rows(results):
+    for name, tally, found in _rows(results):
         cells = [
             f"<td>{_e(name)}</td><td class=n>{tally['successes']}/{tally['episodes']}</td>",
             f"<td class=n>{tally['success_rate']:.1%}</td><td class=n>{_interval(tally)}</td>",
-            f"<td>{_bar(tally, control)}</td>",
-            f"<td class=n>{control['success_rate']:.1%} ({_interval(control)})</td>" if control else "",
+            f"<td>{_bar(tally, found.get('wrong_instruction'))}</td>",
+            *(f"<td class=n>{other['success_rate']:.1%} ({_interval(other)})</td>" for other in found.values()),
             f"<td class=n>{tally['invalid']}</td>",
         ]
         rows.append(f"<tr{' class=all' if name == 'overall' else ''}>{''.join(cells)}</tr>")

@@ -93,10 +93,10 @@ class TaskWorld:
         rng = np.random.default_rng([self.seed, zlib.crc32(b"wrong"), zlib.crc32(self.task.name.encode())])
         return wrong_instruction(self.task, self.goal, rng)
 
-    def rephrased(self, held_out: bool = True) -> str:
-        """The goal in another phrasing, by default one that demonstrations never use."""
+    def rephrased(self) -> str:
+        """The goal in a phrasing that demonstrations never use; always the same one for a seed."""
         rng = np.random.default_rng([self.seed, zlib.crc32(b"rephrased"), zlib.crc32(self.task.name.encode())])
-        return instruction(self.task, self.goal, rng, held_out)
+        return instruction(self.task, self.goal, rng, held_out=True)
 
     def close(self) -> None:
         """Frees the renderer."""

@@ -15,6 +15,7 @@ from volar.robots.limit_margins import LimitMargins
 from volar.sim.closed_loop import WRONG_INSTRUCTION, ClosedLoop, EpisodeRecord, episode_seed
 from volar.sim.evaluate import EvaluateConfig, evaluate, select_for_film
 from volar.sim.scene import COLORS
+from volar.sim.tasks import TASKS
 from volar.sim.wilson import wilson_interval
 
 EPISODES = 2
@@ -116,6 +117,22 @@ def test_the_wrong_instruction_is_paired_and_reported_apart(results: dict[str, A
     assert all(
         a["instruction"] != b["instruction"] for a, b in zip(wrong["episodes"], results["episodes"], strict=True)
     )
+
+
+def test_paraphrases_can_be_added_to_an_evaluation(
+    config: EvaluateConfig, results: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "more"
+    shutil.copytree(config.output, output)
+    more = evaluate(replace(config, output=output, resume=True, paraphrases=True, videos=0))
+    for key in ("episodes", "wrong_instruction"):
+        assert more[key] == results[key]
+    held_out = more["held_out_instruction"]
+    assert [e["seed"] for e in held_out["episodes"]] == [e["seed"] for e in results["episodes"]]
+    texts = [template.split("{")[0] for template in TASKS["reach"].held_out_templates]
+    for episode in held_out["episodes"]:
+        assert episode["condition"] == "held_out_instruction"
+        assert any(episode["instruction"].startswith(text) for text in texts)
 
 
 def test_hashes_do_not_depend_on_the_number_of_workers(

@@ -63,6 +63,17 @@ def test_report_shows_every_task_with_interval_and_films(tmp_path: Path, results
     assert "Training loss" in page
 
 
+def test_a_third_condition_has_its_own_column(
+    tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = {"overall": _tally(21, 30), "tasks": {"reach": _tally(15, 20), "lift": _tally(6, 10)}}
+    page = write_report(tmp_path, results | {"held_out_instruction": held_out}).read_text()
+    for text in ("new phrasing", "no demonstration has", "70.0%", "75.0%", "10.0%"):
+        assert text in page
+    print_table(results | {"held_out_instruction": held_out})
+    assert "70.0%" in capsys.readouterr().out
+
+
 def test_report_needs_nothing_from_elsewhere(tmp_path: Path, results: dict[str, Any]) -> None:
     page = write_report(tmp_path, results).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
