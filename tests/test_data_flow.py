@@ -1,4 +1,4 @@
-"""The whole path on a small scale, through the verbs a user types: a minute of training must show."""
+"""The whole path on a small scale, through the verbs a user types: a little training must show."""
 
 import json
 import shutil
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from volar.datasets.frame_cache import FrameCache
 from volar.robots.exported_policy import ExportedPolicy
-from volar.robots.interface import Policy
+from volar.robots.interface import Observation, Policy
 from volar.robots.policies import load_policy
 from volar.sim.closed_loop import ClosedLoop, episode_seed
 from volar.vla.checkpoint_policy import load_parts
@@ -31,14 +32,14 @@ def volar(verb: str, *settings: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a policy trained for about a minute (grounding, then cloning), an untrained one, and the artifact."""
+    """Data, a policy trained for a minute or two (grounding, then cloning), an untrained one, and the artifact."""
     root = tmp_path_factory.mktemp("runs")
     volar("collect", "kind=scenes", "scenes=3000", "image_size=64", "output=scenes", cwd=root)
-    volar("collect", "tasks=reach", "episodes=80", "image_size=64", "output=demonstrations", cwd=root)
-    grounding = ("stage=grounding", "dataset=scenes", "steps=220", "learning_rate=1.5e-3")
-    volar("train", *grounding, "output=grounding", cwd=root)
-    cloning = ("dataset=demonstrations", "scenes=scenes", "scenes_fraction=0.5", "init=grounding", "steps=80")
-    volar("train", *cloning, "learning_rate=1e-3", "output=policy", cwd=root)
+    volar("collect", "tasks=reach", "episodes=240", "image_size=64", "output=demonstrations", cwd=root)
+    small = ("width=64", "layers=2", "steps=400", "learning_rate=3e-3", "threads=1")
+    volar("train", "stage=grounding", "dataset=scenes", *small, "output=grounding", cwd=root)
+    cloning = ("dataset=demonstrations", "scenes=scenes", "init=grounding")
+    volar("train", *cloning, *small, "warmup_steps=30", "output=policy", cwd=root)
     volar("export", "policy=policy", "output=artifact", cwd=root)
     model, contract, tokenizer = load_parts(root / POLICY)
     torch.manual_seed(0)
@@ -58,9 +59,23 @@ def distances_m(policy: Policy, episodes: int = 12) -> list[float]:
     return found
 
 
-def test_a_minute_of_training_beats_no_training(runs: Path) -> None:
+def looks(runs: Path, count: int) -> list[Observation]:
+    """Real observations: frames of the demonstrations, evenly spaced."""
+    cache = FrameCache.build(runs / "demonstrations")
+    return [
+        Observation(
+            {name: images[i] for name, images in cache.images.items()},
+            cache.state[i],
+            cache.instructions[cache.instruction_id[i]],
+            0,
+        )
+        for i in np.linspace(0, len(cache) - 1, count).astype(int)
+    ]
+
+
+def test_a_little_training_beats_no_training(runs: Path) -> None:
     trained, untrained = (distances_m(load_policy(runs / name)) for name in ("policy", "untrained"))
-    assert np.mean(trained) < 0.7 * np.mean(untrained), (trained, untrained)
+    assert np.mean(trained) < 0.6 * np.mean(untrained), (trained, untrained)
 
 
 def test_what_is_evaluated_is_what_is_deployed(runs: Path) -> None:
@@ -74,16 +89,18 @@ def test_what_is_evaluated_is_what_is_deployed(runs: Path) -> None:
     assert a["contract_sha256"] == b["contract_sha256"]
     assert [e["success"] for e in a["episodes"]] == [e["success"] for e in b["episodes"]]
     assert {"successes", "episodes", "success_rate", "wilson95"} <= a["overall"].keys()
-    golden = np.load(runs / "artifact" / "golden.npz")
-    assert len(golden["actions"]) >= 4
-    assert ExportedPolicy(runs / "artifact").contract == load_policy(runs / "policy").contract
+    checkpoint, artifact = load_policy(runs / "policy"), ExportedPolicy(runs / "artifact")
+    worst_m = [np.abs(checkpoint.predict(o).actions - artifact.predict(o).actions).max() for o in looks(runs, 60)]
+    # Where the two best tokens tie to rounding, either is right, and they are a bin apart: at most one look in sixty.
+    assert np.quantile(worst_m, 0.98) <= 1e-4
 
 
 def test_the_artifact_moves_the_arm_in_real_time(runs: Path) -> None:
     instruction = "instruction=move to the red block"
     volar("control", "policy=artifact", "robot=sim/fr3", instruction, "duration_s=2", "output=control", cwd=runs)
     report = json.loads((runs / "control" / "control.json").read_text())
-    assert report
+    assert report["margins"]["velocity"] > 0
+    assert report["margins"]["jerk"] > 0
 
 
 def test_the_doctor_finds_what_was_changed_in_an_artifact(runs: Path) -> None:

@@ -40,6 +40,8 @@ class TrainConfig:
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
     init: Path | None = field(default=None, metadata={"help": "policy directory or run to start the weights from"})
     backbone: str = field(default="tiny", metadata={"help": "vision-language model (tiny)"})
+    width: int | None = field(default=None, metadata={"help": "hidden size of tiny; 128, or that of init"})
+    layers: int | None = field(default=None, metadata={"help": "its language model's layers; 4, or those of init"})
     recipe: str | None = field(default=None, metadata={"group": True, "help": "named settings, before the others"})
     tokenizer: str = field(default="bins", metadata={"help": "action tokenizer (bins)"})
     chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
@@ -65,8 +67,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give steps=N or minutes=M, one of the two")
-        positive = ("steps", "minutes", "chunk_length", "execute_steps", "batch_size", "learning_rate", "warmup_steps")
-        for name in positive:
+        positive = ("steps", "minutes", "width", "layers", "chunk_length", "execute_steps", "batch_size")
+        for name in (*positive, "learning_rate", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, is {value}")

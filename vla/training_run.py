@@ -98,18 +98,32 @@ class TrainingRun:
 
             model, before, tokenizer = load_parts(find_policy(config.init))
             require_same_inputs(before, contract, config.init)
-            for name, has in (("backbone", model.config.backbone.name), ("tokenizer", model.config.tokenizer)):
-                if getattr(config, name) != has:
-                    raise VolarError(f"{config.init} has {name}={has}, not {getattr(config, name)}")
+            has = {"backbone": model.config.backbone.name, "tokenizer": model.config.tokenizer}
+            has |= {"width": model.config.backbone.width, "layers": model.config.backbone.layers}
+            for name, value in has.items():
+                if getattr(config, name) not in (None, value):
+                    raise VolarError(f"{config.init} has {name}={value}, not {getattr(config, name)}")
             model = with_contract(model, contract)
         else:
             tokenizer = InstructionTokenizer.load()
             size = contract.cameras[0].width
             if size % 8:
                 raise VolarError(f"images of {size} pixels do not divide into 8 x 8 patches; collect image_size=96")
-            grid = BackboneConfig(name=config.backbone, image_size=size, patch_size=size // 8)
+            width, layers = config.width or BackboneConfig.width, config.layers or BackboneConfig.layers
+            backbone = BackboneConfig(
+                name=config.backbone,
+                image_size=size,
+                patch_size=size // 8,
+                vision_width=width,
+                vision_layers=max(1, layers - 1),
+                width=width,
+                layers=layers,
+            )
             sides = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
-            model = VolarModel(VolarConfig(backbone=grid, tokenizer=config.tokenizer, camera_tokens=sides), contract)
+            architecture = VolarConfig(
+                backbone=backbone, tokenizer=config.tokenizer, camera_tokens=sides, head_width=2 * width
+            )
+            model = VolarModel(architecture, contract)
         tokenizer = tokenizer.with_words(instructions)
         parts = make_parts(config, caches, contract, tokenizer)
         return TrainingRun(config, model, contract, tokenizer, parts, choose_precision(config.precision))
