@@ -98,7 +98,7 @@ class TrainingRun:
 
             model, before, tokenizer = load_parts(find_policy(config.init))
             require_same_inputs(before, contract, config.init)
-            has = {"backbone": model.config.backbone.name, "tokenizer": model.config.tokenizer}
+            has: dict[str, str | int] = {"backbone": model.config.backbone.name, "tokenizer": model.config.tokenizer}
             has |= {"width": model.config.backbone.width, "layers": model.config.backbone.layers}
             for name, value in has.items():
                 if getattr(config, name) not in (None, value):
