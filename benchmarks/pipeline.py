@@ -1,4 +1,4 @@
-"""Figures of the verbs and of the shipped policy: `python -P benchmarks/pipeline.py`.
+"""Figures of the verbs: `python -P benchmarks/pipeline.py`.
 
 Prints rows as in docs/benchmarks.md. Success and control figures come from the verbs named there: they take minutes
 and belong to a policy, not to a machine.
@@ -13,35 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 SEED = 0
-INFERENCES = 500
 EPISODES = 40
 TRAIN_STEPS = 100
-
-
-def inference() -> Iterator[tuple[str, str]]:
-    """One chunk from one observation: ONNX Runtime on the exported default policy, and PyTorch on its checkpoint."""
-    from volar.robots.interface import Observation
-    from volar.robots.policies import default_policy, load_policy
-
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = Path(folder) / "artifact"
-        verb("export", f"output={artifact}")
-        for name, path in (("ONNX Runtime", artifact), ("PyTorch", default_policy())):
-            policy = load_policy(path)
-            rng = np.random.default_rng(SEED)
-            images = {c.name: rng.integers(0, 255, (c.height, c.width, 3), np.uint8) for c in policy.contract.cameras}
-            state = np.array(policy.contract.statistics["observation.state"].mean, np.float32)
-            observation = Observation(images, state, "lift the red block", 0)
-            took_ms = np.empty(INFERENCES)
-            for i in range(INFERENCES):
-                start = time.perf_counter()
-                policy.predict(observation)
-                took_ms[i] = (time.perf_counter() - start) * 1e3
-            p50, p99 = np.percentile(took_ms, [50, 99])
-            yield f"inference of a chunk, {name} [ms], p50 / p99", f"{p50:.2f} / {p99:.2f}"
 
 
 def collecting_and_training() -> Iterator[tuple[str, str]]:
@@ -65,7 +39,7 @@ def verb(name: str, *settings: str) -> None:
 
 
 def main() -> int:
-    parts: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (inference, collecting_and_training)
+    parts: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (collecting_and_training,)
     failed = False
     print(f"{platform.machine()}, Python {platform.python_version()}, seed {SEED}\n", flush=True)
     print("| figure | value |\n|---|---|", flush=True)
