@@ -107,7 +107,7 @@ def check_renderer() -> Check:
     ok, said = _python(_RENDER)
     if ok:
         return Check("renderer", "ok", said)
-    fix = "apt-get install -y libegl1 libgl1-mesa-dri (or MUJOCO_GL=osmesa with libosmesa6)"
+    fix = "apt-get install -y libegl1 libopengl0 libgl1-mesa-dri (or MUJOCO_GL=osmesa with libosmesa6)"
     return Check("renderer", "broken", said, fix)
 
 

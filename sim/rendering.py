@@ -129,7 +129,7 @@ def _contexts(model: "mujoco.MjModel", width: int, height: int) -> tuple[Any, An
     except Exception as error:  # ImportError, RuntimeError, mujoco.FatalError, AttributeError inside PyOpenGL ...
         raise RenderingUnavailable(
             f"no OpenGL for rendering ({chosen}: {' '.join(str(error).split())}); on Debian or Ubuntu: apt-get install "
-            "libegl1 libgl1-mesa-dri (or libosmesa6 and MUJOCO_GL=osmesa)"
+            "libegl1 libopengl0 libgl1-mesa-dri (or libosmesa6 and MUJOCO_GL=osmesa)"
         ) from error
 
 

@@ -100,4 +100,4 @@ def test_without_a_driver_the_error_names_the_packages() -> None:
     )
     environment = os.environ | {"MUJOCO_GL": "egl", "__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent.json"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "libegl1 libgl1-mesa-dri" in result.stdout, result.stderr
+    assert "libegl1 libopengl0 libgl1-mesa-dri" in result.stdout, result.stderr
