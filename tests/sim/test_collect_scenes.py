@@ -4,7 +4,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +50,22 @@ def test_two_workers_make_the_same_bytes(scenes: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_to_the_same_bytes(scenes: Path, tmp_path: Path, how: signal.Signals) -> None:
     output = tmp_path / "cut"
     words = [f"{key}={value}" for key, value in SETTINGS.items()]
-    code = "from volar.sim.collect import main; raise SystemExit(main())"
+    # The signal comes after the first of two shards, from within: from outside it could come after the last.
+    code = (
+        "import os\n"
+        "from volar.sim import collect_scenes\n"
+        "from volar.sim.collect import main\n"
+        "write = collect_scenes._write_shards\n"
+        "def cut(*arguments):\n"
+        "    for shard in write(*arguments):\n"
+        f"        os.kill(os.getpid(), {how.value})\n"
+        "        yield shard\n"
+        "collect_scenes._write_shards = cut\n"
+        "raise SystemExit(main())\n"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words, f"output={output}", "workers=1"], stderr=subprocess.PIPE, text=True
     )
-    while not list(output.glob("shards/*.npz")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(how)
     _, said = process.communicate()
     assert not (output / "cache.json").exists()
     if how == signal.SIGINT:
