@@ -52,7 +52,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(scenes: Path, tmp_path: Pa
     words = [f"{key}={value}" for key, value in SETTINGS.items()]
     # The signal comes after the first of two shards, from within: from outside it could come after the last.
     code = (
-        "import os\n"
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "from volar.sim import collect_scenes\n"
         "from volar.sim.collect import main\n"
         "write = collect_scenes._write_shards\n"
