@@ -11,7 +11,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,12 +43,12 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> None:
     """Writes and verifies the artifact. Raises `VolarError` when the output is taken or parity fails."""
-    from volar.robots.exported_policy import FORMAT_VERSION, ExportedPolicy
+    from volar.robots.exported_policy import FORMAT_VERSION, MANIFEST, ExportedPolicy, Manifest
     from volar.robots.policies import default_policy, find_policy
     from volar.vla.checkpoint_policy import load
 
     if config.output.exists() and any(config.output.iterdir()):
-        if not (config.output / "artifact.json").is_file():  # nor with overwrite=true: a wrong path must not cost it
+        if not (config.output / MANIFEST).is_file():  # nor with overwrite=true: a wrong path must not cost it
             raise VolarError(f"output {config.output} holds something else than an artifact; give another folder")
         if not config.overwrite:
             raise VolarError(f"output {config.output} holds an artifact; give another folder, or overwrite=true")
@@ -63,15 +63,15 @@ def export(config: ExportConfig) -> None:
     golden: dict[str, Any] = golden_set(policy)
     np.savez_compressed(temporary / "golden.npz", **golden)
     (temporary / "README.md").write_text(model_card(policy, source))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "format": config.format,
-        "contract_sha256": policy.contract.sha256,
-        "text_length": policy.tokenizer.length,
-        "tolerance": TOLERANCE,
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temporary.iterdir())},
-    }
-    (temporary / "artifact.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        format=config.format,
+        contract_sha256=policy.contract.sha256,
+        text_length=policy.tokenizer.length,
+        files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temporary.iterdir())},
+        tolerance=TOLERANCE,
+    )
+    (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
     ExportedPolicy(temporary)  # verifies hashes, contract and the golden set, or raises
     shutil.rmtree(config.output, ignore_errors=True)
     temporary.rename(config.output)
@@ -130,7 +130,6 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
     import torch
 
     from volar.robots.interface import Observation
-    from volar.vla.modeling_volar import pixels_from_images
 
     contract = policy.contract
     rng = np.random.default_rng(0)
@@ -149,10 +148,9 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
         ids = policy.tokenizer.encode([text])
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(image)[None] for name, image in images.items()}
-            pixels = pixels_from_images(tensors, policy.graph.model.config.backbone.image_size)
-            scaled = policy.graph.state_scaler(torch.from_numpy(observation.state)[None])
-            top = policy.graph.model(pixels, torch.from_numpy(ids), scaled).action_logits.topk(2, -1).values
-            actions, points = policy.graph(tensors, torch.from_numpy(observation.state)[None], torch.from_numpy(ids))
+            outputs = policy.graph.outputs(tensors, torch.from_numpy(observation.state)[None], torch.from_numpy(ids))
+            top = outputs.action_logits.topk(2, -1).values
+            actions, points = policy.graph.decode(outputs), outputs.points
         if float((top[..., 0] - top[..., 1]).min()) < 1e-3:
             continue
         for name, image in images.items():

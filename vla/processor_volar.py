@@ -18,7 +18,7 @@ from volar.robots.interface import ActionChunk, Observation
 from volar.vla.action_tokenizers import action_tokenizer
 from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.instruction_tokenizer import InstructionTokenizer
-from volar.vla.modeling_volar import VOCABULARY, VolarModel, pixels_from_images
+from volar.vla.modeling_volar import VOCABULARY, Outputs, VolarModel, pixels_from_images
 
 STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network nothing more
 
@@ -59,11 +59,20 @@ class InferenceGraph(nn.Module):
 
     def forward(self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """{camera: uint8 (B, H, W, 3)}, (B, S), (B, T) -> actions (B, H, A), points (B, 2, 3) [m]."""
+        outputs = self.outputs(images, state, input_ids)
+        return self.decode(outputs), outputs.points
+
+    def outputs(self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor) -> Outputs:
+        """What the network says about raw observation tensors, shapes as in `forward`."""
         pixels = pixels_from_images(images, self.model.config.backbone.image_size)
-        outputs = self.model(pixels, input_ids, self.state_scaler(state))
+        outputs: Outputs = self.model(pixels, input_ids, self.state_scaler(state))
+        return outputs
+
+    def decode(self, outputs: Outputs) -> Tensor:
+        """The most probable token of each dimension and step, in physical units: (B, H, A)."""
         bins = outputs.action_logits.argmax(-1)  # (B, H, A)
         flat = bins + torch.arange(self.table.shape[0], device=bins.device) * BINS
-        return self.table.flatten()[flat], outputs.points
+        return self.table.flatten()[flat]
 
 
 class TorchPolicy:

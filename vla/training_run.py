@@ -13,6 +13,7 @@ from torch import Tensor
 from volar.datasets.action_chunks import ActionChunks, Batch, ShuffledIndices
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_format import load_contract
+from volar.datasets.lerobot_layout import FRAMES
 from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
@@ -85,7 +86,7 @@ class TrainingRun:
     def start(config: "TrainConfig") -> "TrainingRun":
         """A new run, or the one in `config.output` with `resume`. Raises `VolarError` on unusable input."""
         torch.manual_seed(config.seed)
-        sources = [config.dataset, *([config.scenes] if config.scenes and config.stage == "cloning" else [])]
+        sources = [config.dataset, *([config.scenes] if config.scenes else [])]
         caches = [open_frames(source) for source in sources]
         contract = training_contract(config, [load_contract(source) for source in sources])
         instructions = [text for cache in caches for text in cache.instructions]
@@ -238,7 +239,7 @@ class TrainingRun:
 
 def open_frames(source: Path) -> FrameCache:
     """The frames of a dataset, decoded on first use, or of generated scenes."""
-    if (source / "cache.json").is_file():
+    if (source / FRAMES).is_file():
         return FrameCache.open(source)
     from rich.progress import Progress
 
