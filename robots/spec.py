@@ -52,6 +52,7 @@ class RobotSpec:
     gripper_action: str
     velocity_bounds: Callable[[Vector], tuple[Vector, Vector]]
     add_to: "Callable[[mujoco.MjSpec], Any]"
+    gripper_m_per_unit: float = 1.0  # width for each unit (m, or rad of a rotary jaw) of the summed finger joints
 
     def __post_init__(self) -> None:
         size = len(self.joint_names)
@@ -74,6 +75,15 @@ class RobotSpec:
     def joints(self) -> int:
         """J, the number of arm joints."""
         return len(self.joint_names)
+
+    def gripper_width(self, fingers: Vector) -> float:
+        """Positions of the finger joints (F,) [m, or rad of a rotary jaw], 0 where closed -> opening [m]."""
+        return float(fingers.sum()) * self.gripper_m_per_unit
+
+    def finger_positions(self, width_m: float) -> Vector:
+        """Inverse of `gripper_width`, the fingers alike: (F,)."""
+        count = len(self.gripper_joint_names)
+        return np.full(count, width_m / self.gripper_m_per_unit / count)
 
 
 def load_robot(name: str) -> RobotSpec:

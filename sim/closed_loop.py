@@ -4,7 +4,7 @@ import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class EpisodeRecord:
     `index`: its number within the task; `steps`: at the policy's rate; `episode_sha256`: over the initial
     state, every command and the final state, so that equal hashes are equal bits. `holds`: control
     periods in which the arm braked or held, by reason; `refused`: chunks not taken, by reason.
+    `draws`: what randomization drew, by axis.
     `valid`: False when the episode broke down, for the `reason` given; it then counts as a failure.
     """
 
@@ -47,6 +48,7 @@ class EpisodeRecord:
     holds: Mapping[str, int]
     refused: Mapping[str, int]
     margins: LimitMargins
+    draws: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -143,6 +145,7 @@ class ClosedLoop:
             holds=dict(sorted(holds.items())),
             refused=dict(sorted(refused.items())),
             margins=meter.result(),
+            draws=dict(self.world.draws),
         )
 
     def close(self) -> None:

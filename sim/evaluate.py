@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from volar.sim.closed_loop import EpisodeRecord
     from volar.sim.evaluation import Bench, Job
 
-RANDOMIZATIONS = ("none",)
 EXAMPLES = (
     "volar-evaluate",
     "volar-evaluate policy=runs/policy tasks=reach,lift episodes=50 output=runs/evaluation",
@@ -65,6 +64,8 @@ class EvaluateConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers={self.workers} must be at least 1")
+        from volar.sim.world import RANDOMIZATIONS
+
         if self.randomization not in RANDOMIZATIONS:
             raise Unknown("randomization", self.randomization, RANDOMIZATIONS)
         if self.resume and self.overwrite:

@@ -4,7 +4,8 @@ The table top is the plane z = 0 of the robot's base frame; +x points away from 
 Every task uses the same bodies and only places them differently, so that one compiled model serves all.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -53,24 +54,31 @@ _IMPRATIO = 10.0
 @dataclass(frozen=True)
 class Placement:
     """Where the bodies start. `blocks` (4, 3) centres in the order of `COLORS` [m], `yaw` (4,) [rad],
-    `plate` (3,) centre [m], all in the base frame; `q` (J,) arm joints [rad], gripper width [m]."""
+    `plate` (3,) centre [m], all in the base frame; `q` (J,) arm joints [rad], gripper width [m].
+    `props`: name -> (x, y, z, yaw) of the task's other things, [m] and [rad]; `joints`: name -> position of their
+    joints [m, rad]. A prop that is not named stays out of sight."""
 
     blocks: Vector
     yaw: Vector
     plate: Vector
     q: Vector
     gripper_width_m: float
+    props: Mapping[str, Vector] = field(default_factory=dict)
+    joints: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SceneState:
     """What predicates and experts see, in the base frame: `tcp` (3,) end-effector site [m], `blocks` (4, 3)
-    centres in the order of `COLORS` [m], `plate` (3,) centre [m], gripper width [m]."""
+    centres in the order of `COLORS` [m], `plate` (3,) centre [m], gripper width [m]. `props`: name -> (3,) where the
+    task's other things are [m]; `joints`: name -> positions of their joints [m, rad]."""
 
     tcp: Vector
     blocks: Vector
     plate: Vector
     gripper_width_m: float
+    props: Mapping[str, Vector] = field(default_factory=dict)
+    joints: Mapping[str, float] = field(default_factory=dict)
 
     def block(self, color: str) -> Vector:
         """Centre (3,) of the block of that colour [m]."""
@@ -95,14 +103,14 @@ class CameraView:
         return np.stack([0.5 + local[..., 0] / size, 0.5 - local[..., 1] / size], axis=-1)
 
 
-@lru_cache(maxsize=4)
-def compiled(robot: str = "fr3") -> "mujoco.MjModel":
+@lru_cache(maxsize=32)
+def compiled(robot: str = "fr3", props: tuple[str, ...] = ("plate",)) -> "mujoco.MjModel":
     """The compiled scene with that robot, one for each process. Treat it as read-only: it is shared."""
-    return build(load_robot(robot)).compile()
+    return build(load_robot(robot), props).compile()
 
 
-def build(robot: RobotSpec) -> "mujoco.MjSpec":
-    """The scene as an editable `MjSpec`."""
+def build(robot: RobotSpec, props: tuple[str, ...] = ("plate",)) -> "mujoco.MjSpec":
+    """The scene as an editable `MjSpec`: robot, table, blocks, and the named props."""
     import mujoco
 
     spec = mujoco.MjSpec()
@@ -131,8 +139,9 @@ def place(model: "mujoco.MjModel", data: "mujoco.MjData", robot: RobotSpec, plac
     for name, value in zip(robot.joint_names, placement.q, strict=True):
         data.joint(name).qpos[0] = value
         data.actuator(name).ctrl[0] = value
-    for name in robot.gripper_joint_names:
-        data.joint(name).qpos[0] = placement.gripper_width_m / len(robot.gripper_joint_names)
+    fingers = robot.finger_positions(placement.gripper_width_m)
+    for name, value in zip(robot.gripper_joint_names, fingers, strict=True):
+        data.joint(name).qpos[0] = value
     data.actuator("gripper").ctrl[0] = placement.gripper_width_m
     mujoco.mj_forward(model, data)
 

@@ -69,7 +69,8 @@ class SimRobot:
 
     def joint_state(self) -> JointState:
         qpos = self._data.qpos
-        return JointState(qpos[self._q], self._data.qvel[self._dq], float(qpos[self._fingers].sum()), self.now_ns)
+        width_m = self._spec.gripper_width(qpos[self._fingers])
+        return JointState(qpos[self._q], self._data.qvel[self._dq], width_m, self.now_ns)
 
     def images(self) -> dict[str, NDArray[np.uint8]]:
         if not self._cameras:

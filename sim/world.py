@@ -1,6 +1,7 @@
 """One task in one scene: what an environment, an evaluation and a demonstration all run on."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from volar.sim.sim_robot import SimRobot, SimulationDiverged
 from volar.sim.tasks import load_task
 from volar.sim.tasks.task import Goal, NoLayout, instruction, wrong_instruction
 
+RANDOMIZATIONS = ("none",)
 CONTROL_PERIOD_S = 0.01  # 100 Hz, the rate of the real arm's command interface used here
 
 
@@ -34,20 +36,24 @@ class TaskWorld:
         robot: str = "fr3",
         cameras: tuple[str, ...] = ("front", "wrist"),
         image_size: int = 96,
+        randomization: str = "none",
     ) -> None:
         import mujoco
 
+        if randomization not in RANDOMIZATIONS:
+            raise Unknown("randomization", randomization, RANDOMIZATIONS)
         self.task = load_task(task)
         self.spec: RobotSpec = load_robot(robot)
         for camera in cameras:
             if camera not in self.spec.cameras:
                 raise Unknown("camera", camera, self.spec.cameras)
-        self.model = scene.compiled(robot)
+        self.model = scene.compiled(robot, self.task.props)
         self.data: Any = mujoco.MjData(self.model)
         self.body = SimRobot(self.spec, self.model, self.data, dict.fromkeys(cameras, (image_size, image_size)))
         self.goal = Goal("", np.zeros(3))
         self.seed = -1
         self.instruction = ""
+        self.draws: Mapping[str, Any] = {}  # what randomization drew for this episode
         self._rng = np.random.default_rng(0)
 
     def reset(self, seed: int) -> None:

@@ -14,6 +14,7 @@ _EXPERT_HEIGHT_M = 0.14  # of the fingertips, where the expert stops
 
 class Lift(Task):
     name = "lift"
+    props = ("plate",)
     max_steps = 80
     steps_after_success = 3
     templates = (

@@ -15,6 +15,7 @@ _RETREAT_HEIGHT_M = 0.15  # of the fingertips, after letting go
 
 class PlaceOn(Task):
     name = "place_on"
+    props = ("plate",)
     max_steps = 120
     steps_after_success = 4
     templates = (

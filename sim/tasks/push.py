@@ -21,6 +21,7 @@ _REACHED_Y_M = 0.20  # the block's centre stays within, so that the hand behind 
 
 class Push(Task):
     name = "push"
+    props = ("plate",)
     max_steps = 80
     steps_after_success = 0
     templates = (

@@ -14,6 +14,7 @@ WITHIN_M = 0.025
 
 class Reach(Task):
     name = "reach"
+    props = ("plate",)
     max_steps = 40
     steps_after_success = 3
     templates = (

@@ -48,6 +48,7 @@ class Task(Protocol):
     """
 
     name: str
+    props: tuple[str, ...]  # what stands on the table beside the four blocks
     max_steps: int  # at the 10 Hz policy rate
     steps_after_success: int  # a demonstration goes on for so long, to show the end being held
     templates: tuple[str, ...]
