@@ -1,10 +1,10 @@
 """One episode of a policy on the virtual clock, through the loop and the filter that a real arm has."""
 
 import hashlib
+import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,50 +12,15 @@ import numpy as np
 from volar.robots.body import JointCommand
 from volar.robots.contract import PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource
-from volar.robots.errors import Unknown
 from volar.robots.interface import Policy
 from volar.robots.kinematics import Arm
-from volar.robots.limit_margins import LimitMargins, MarginMeter
+from volar.robots.limit_margins import MarginMeter
+from volar.sim.conditions import STANDARD, check_condition, told
+from volar.sim.episode_record import EpisodeRecord
+from volar.sim.premise import broken_premise
 from volar.sim.sim_robot import SimRobot
+from volar.sim.trace import Trace
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
-
-WRONG_INSTRUCTION = "wrong_instruction"
-HELD_OUT_INSTRUCTION = "held_out_instruction"
-CONDITIONS = ("standard", WRONG_INSTRUCTION, HELD_OUT_INSTRUCTION)
-
-
-@dataclass(frozen=True)
-class EpisodeRecord:
-    """What happened in one episode.
-
-    `index`: its number within the task; `steps`: at the policy's rate; `episode_sha256`: over the initial
-    state, every command and the final state, so that equal hashes are equal bits. `holds`: control
-    periods in which the arm braked or held, by reason; `refused`: chunks not taken, by reason.
-    `draws`: what randomization drew, by axis.
-    `valid`: False when the episode broke down, for the `reason` given; it then counts as a failure.
-    """
-
-    task: str
-    condition: str
-    index: int
-    seed: int
-    instruction: str
-    success: bool
-    steps: int
-    episode_sha256: str
-    valid: bool
-    reason: str
-    holds: Mapping[str, int]
-    refused: Mapping[str, int]
-    margins: LimitMargins
-    draws: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(raw: Mapping[str, Any]) -> "EpisodeRecord":
-        return EpisodeRecord(**{**raw, "margins": LimitMargins(**raw["margins"])})
 
 
 def episode_seed(seed: int, task: str, index: int) -> int:
@@ -63,90 +28,79 @@ def episode_seed(seed: int, task: str, index: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), index]).generate_state(1)[0])
 
 
-def world_for(task: str, robot: str, contract: PolicyContract) -> TaskWorld:
+def world_for(task: str, robot: str, contract: PolicyContract, randomization: str = "none") -> TaskWorld:
     """The task's world with the cameras, in name and size, that the policy wants."""
-    world = TaskWorld(task, robot)
+    world = TaskWorld(task, robot, randomization=randomization)
     sizes = {camera.name: (camera.width, camera.height) for camera in contract.cameras}
     world.body = SimRobot(world.spec, world.model, world.data, sizes)
     return world
 
 
 class ClosedLoop:
-    """A policy in one task's world. `latency_s`: from an observation to its chunk, on the virtual clock.
+    """A policy in one task's world. `latency_s`: from an observation to its chunk, on the virtual clock;
+    `max_steps`: the longest episode, in policy steps, by default the task's. `trace`: of the last episode.
 
     Raises `ContractError` listing every field in which the policy does not fit the robot.
     """
 
-    def __init__(self, policy: Policy, task: str, robot: str = "fr3", latency_s: float = 0.0) -> None:
-        self.world = world_for(task, robot, policy.contract)
+    def __init__(
+        self,
+        policy: Policy,
+        task: str,
+        robot: str = "fr3",
+        latency_s: float = 0.0,
+        randomization: str = "none",
+        max_steps: int | None = None,
+    ) -> None:
+        self.world = world_for(task, robot, policy.contract, randomization)
+        self.max_steps = max_steps or self.world.task.max_steps
+        self.trace = Trace()
         self._source = InProcessSource(policy, latency_s)
         self._loop = ControlLoop.for_policy(
             self.world.body, Arm(self.world.spec), policy.contract, self._source, period_s=CONTROL_PERIOD_S
         )
         self._ticks = round(1.0 / (policy.contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
+        self._premises: dict[int, str] = {}  # seed -> what is wrong with it; the conditions share scenes
 
     def run(
         self,
         seed: int,
         index: int = 0,
-        condition: str = "standard",
+        condition: str = STANDARD,
         after_step: Callable[[TaskWorld], None] = lambda world: None,
     ) -> EpisodeRecord:
         """One episode, determined by the policy, the seed and the condition alone.
 
-        It ends with success, looked for after each policy step, or after the task's `max_steps`. Under
-        `wrong_instruction` the policy is told another colour and success is still that of the original goal;
-        under `held_out_instruction` it is told the goal in a phrasing that no demonstration has. A failure inside
-        the episode (diverged physics, a policy that raises) is recorded, not raised. Raises `Unknown` for another
-        condition.
+        It ends with success, looked for after each policy step, or after `max_steps`. Under `wrong_instruction` the
+        policy is told another order and success is still that of the original goal; under `held_out_instruction` it
+        is told the goal in a phrasing that no demonstration has. A seed whose premise does not hold is not run. A
+        failure inside the episode (diverged physics, a policy that raises) is recorded, not raised. Raises `Unknown`
+        for another condition.
         """
-        if condition not in CONDITIONS:
-            raise Unknown("condition", condition, CONDITIONS)
-        meter = MarginMeter(self.world.spec, CONTROL_PERIOD_S)
-        holds: Counter[str] = Counter()
-        refused: Counter[str] = Counter()
-        digest = hashlib.sha256()
-        instruction, success, steps, reason = "", False, 0, ""
+        check_condition(condition)
+        self.trace = Trace()
+        if seed not in self._premises:
+            self._premises[seed] = broken_premise(self.world, seed)
+        episode = _Episode(self.world, self.trace)
+        if self._premises[seed]:
+            return episode.record(index, seed, condition, "", invalid=self._premises[seed])
+        instruction = ""
         try:
             instruction = self._start(seed, condition)
-            self._hash_state(digest)
+            episode.begin()
             after_step(self.world)
-            while steps < self.world.task.max_steps and not success:
+            while episode.steps < self.max_steps and not episode.success:
                 for _ in range(self._ticks):
-                    report = self._loop.tick(self.world.body.now_ns)
-                    if report.error is not None:  # here a policy that raises is a broken episode, not a hold
-                        raise report.error
-                    _hash_command(digest, report.command)
-                    meter.add(report.command)
-                    holds.update([report.reason] if report.reason else [])
-                    refused.update([report.refused] if report.refused else [])
-                    self.world.advance(CONTROL_PERIOD_S)
-                steps += 1
-                success = self.world.success()
+                    self._tick(episode)
+                episode.end_step()
                 after_step(self.world)
         except Exception as error:  # one broken episode must not take the others with it
             from volar.sim.rendering import RenderingUnavailable
 
             if isinstance(error, RenderingUnavailable):  # no episode could run
                 raise
-            success, reason = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        self._hash_state(digest)
-        return EpisodeRecord(
-            task=self.world.task.name,
-            condition=condition,
-            index=index,
-            seed=seed,
-            instruction=instruction,
-            success=success,
-            steps=steps,
-            episode_sha256=digest.hexdigest(),
-            valid=not reason,
-            reason=reason,
-            holds=dict(sorted(holds.items())),
-            refused=dict(sorted(refused.items())),
-            margins=meter.result(),
-            draws=dict(self.world.draws),
-        )
+            self.trace.fail(error)
+        return episode.record(index, seed, condition, instruction)
 
     def close(self) -> None:
         """Frees the renderer."""
@@ -154,20 +108,74 @@ class ClosedLoop:
 
     def _start(self, seed: int, condition: str) -> str:
         self.world.reset(seed)
-        instruction = {
-            WRONG_INSTRUCTION: self.world.wrong_instruction,
-            HELD_OUT_INSTRUCTION: self.world.rephrased,
-        }.get(condition, lambda: self.world.instruction)()
+        instruction = told(self.world, condition)
         self._loop.set_instruction(instruction)
         self._source.reset(seed)
         self._loop.reset(self.world.body.now_ns)
         return instruction
 
-    def _hash_state(self, digest: Any) -> None:
-        digest.update(self.world.data.qpos.tobytes())
-        digest.update(self.world.data.qvel.tobytes())
+    def _tick(self, episode: "_Episode") -> None:
+        report = self._loop.tick(self.world.body.now_ns)
+        if report.error is not None:  # here a policy that raises is a broken episode, not a hold
+            raise report.error
+        episode.command(report.command, report.reason, report.refused)
+        self.world.advance(CONTROL_PERIOD_S)
+        self.trace.state(self.world.data)
 
 
-def _hash_command(digest: Any, command: JointCommand) -> None:
-    for part in (command.q, command.dq, command.ddq, np.array([command.gripper_width_m])):
-        digest.update(np.asarray(part, np.float64).tobytes())
+class _Episode:
+    """What is counted while an episode runs."""
+
+    def __init__(self, world: TaskWorld, trace: Trace) -> None:
+        self.success, self.steps = False, 0
+        self._world, self._trace = world, trace
+        self._digest, self._start = hashlib.sha256(), ""
+        self._meter = MarginMeter(world.spec, CONTROL_PERIOD_S)
+        self._holds: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """The world has been reset: hashes the state, what is true in it, and what was drawn for it."""
+        start = hashlib.sha256()
+        state = self._world.state
+        for part in (self._world.data.qpos, self._world.data.qvel, state.tcp, state.blocks, state.plate):
+            start.update(part.tobytes())
+        start.update(json.dumps([self._world.success(), dict(self._world.draws)], sort_keys=True).encode())
+        self._start = start.hexdigest()
+        self._digest.update(start.digest())
+
+    def command(self, command: JointCommand, reason: str | None, refused: str | None) -> None:
+        for part in (command.q, command.dq, command.ddq, np.array([command.gripper_width_m])):
+            self._digest.update(np.asarray(part, np.float64).tobytes())
+        self._meter.add(command)
+        self._trace.commands.append(command)
+        self._holds.update([reason] if reason else [])
+        self._refused.update([refused] if refused else [])
+
+    def end_step(self) -> None:
+        self.steps += 1
+        self.success = self._world.success()
+
+    def record(self, index: int, seed: int, condition: str, instruction: str, invalid: str = "") -> EpisodeRecord:
+        self._digest.update(self._world.data.qpos.tobytes())
+        self._digest.update(self._world.data.qvel.tobytes())
+        broken = bool(self._trace.reason)
+        draws: dict[str, Any] = dict(self._world.draws)
+        return EpisodeRecord(
+            task=self._world.task.name,
+            condition=condition,
+            index=index,
+            seed=seed,
+            instruction=instruction,
+            success=self.success and not broken,
+            steps=self.steps,
+            episode_sha256="" if invalid else self._digest.hexdigest(),
+            valid=not invalid,
+            reason=invalid or self._trace.reason,
+            holds=dict(sorted(self._holds.items())),
+            refused=dict(sorted(self._refused.items())),
+            margins=self._meter.result(),
+            draws=draws,
+            broken=broken,
+            start_sha256=self._start,
+        )

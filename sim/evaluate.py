@@ -3,33 +3,36 @@
 Every episode runs through the control loop and the safety filter that drive a real arm, on a virtual clock. Its
 seed follows from seed, task and number alone, so that two policies meet the same scenes. Leaves results.json,
 episodes.jsonl, videos/ and report.html, which needs nothing else to be looked at.
+
+Two more verbs, each with a --help of its own:
+  volar-evaluate compare A B    which of two policies is better, and how sure that is
+  volar-evaluate replay FILE    a broken episode again, bit for bit
 """
 
-import json
 import os
-import shutil
-from dataclasses import asdict, dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from volar.robots.command_line import run
-from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.errors import UsageError, VolarError
 
 if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
-    from volar.sim.closed_loop import EpisodeRecord
-    from volar.sim.evaluation import Bench, Job
+    from volar.sim.episode_record import EpisodeRecord
+    from volar.sim.evaluation_plan import Plan
 
 EXAMPLES = (
     "volar-evaluate",
     "volar-evaluate policy=runs/policy tasks=reach,lift episodes=50 output=runs/evaluation",
     "volar-evaluate policy=runs/policy output=runs/evaluation resume=true",
+    "volar-evaluate policy=runs/policy stop=sequential margin=0.1 episodes=500 output=runs/sequential",
+    "volar-evaluate policy=runs/policy randomization=all output=runs/robustness",
+    "volar-evaluate policy=runs/policy checkpoints=all episodes=20 output=runs/curve",
+    "volar-evaluate compare runs/evaluation runs/other-evaluation",
+    "volar-evaluate replay runs/evaluation/replays/lift_0007_standard.npz",
 )
-# What an evaluation writes; nothing else in a folder is ever touched.
-_FILES = ("evaluation.json", "episodes.jsonl", "results.json", "report.html", "videos")
-_SETTINGS, _EPISODES = _FILES[:2]
-# Settings that may differ between an evaluation and its continuation: they change no episode.
-_FREE = ("workers", "videos", "output", "resume", "overwrite", "policy", "paraphrases")
 
 
 @dataclass(frozen=True)
@@ -41,35 +44,64 @@ class EvaluateConfig:
     )
     suite: str = field(default="tabletop", metadata={"help": "tasks to evaluate on"})
     tasks: tuple[str, ...] | None = field(default=None, metadata={"help": "some of the suite's; all by default"})
-    episodes: int = field(default=100, metadata={"help": "episodes of each task"})
+    episodes: int = field(default=100, metadata={"help": "episodes of each task; at most, for stop=sequential"})
     seed: int = field(default=0, metadata={"help": "with task and number it decides each episode"})
-    randomization: str = field(default="none", metadata={"help": "what varies beyond the layout: none"})
+    randomization: str = field(
+        default="none",
+        metadata={"help": "what varies beyond the layout: a preset or a .yaml; several, with commas, or all: each"},
+    )
     robot: str = field(default="fr3", metadata={"help": "robot in the scene"})
     wrong_instruction: bool = field(
-        default=True, metadata={"help": "run every episode again, told another colour: does it listen?"}
+        default=True, metadata={"help": "run every episode again, told another order: does it listen?"}
     )
     paraphrases: bool = field(
         default=False, metadata={"help": "run every episode again, told in a phrasing that no demonstration has"}
     )
+    stop: Literal["never", "sequential"] = field(
+        default="never", metadata={"help": "sequential: end each task as soon as its interval is within margin"}
+    )
+    margin: float = field(default=0.1, metadata={"help": "for stop=sequential: half an interval; it errs in 5 %"})
+    checkpoints: Literal["last", "all"] = field(
+        default="last", metadata={"help": "all: every checkpoint of the training run too, for a learning curve"}
+    )
     latency_ms: float = field(default=20.0, metadata={"help": "from observation to actions, on the virtual clock"})
+    max_steps: int | None = field(default=None, metadata={"help": "longest episode, in policy steps; the task's own"})
     videos: int = field(default=2, metadata={"help": "films of each task in the report"})
     workers: int | None = field(default=None, metadata={"help": "processes; one a core by default"})
     output: Path = field(default=Path("runs/evaluation"), metadata={"help": "folder for the results"})
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted evaluation in output"})
+    resume: bool = field(default=False, metadata={"help": "continue, or extend, the evaluation in output"})
     overwrite: bool = field(default=False, metadata={"help": "replace an evaluation in output"})
 
     def __post_init__(self) -> None:
+        from volar.sim.conditions import randomizations
+
         for name, least in (("episodes", 1), ("seed", 0), ("latency_ms", 0), ("videos", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers={self.workers} must be at least 1")
-        from volar.sim.world import RANDOMIZATIONS
-
-        if self.randomization not in RANDOMIZATIONS:
-            raise Unknown("randomization", self.randomization, RANDOMIZATIONS)
+        for name in ("workers", "max_steps"):
+            if (getattr(self, name) or 1) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.margin < 0.5:
+            raise ValueError(f"margin={self.margin} must be between 0 and 0.5")
         if self.resume and self.overwrite:
             raise ValueError("resume=true continues an evaluation, overwrite=true replaces it: give one")
+        randomizations(self.randomization)
+
+    @property
+    def randomizations(self) -> tuple[str, ...]:
+        """The standard condition's, then those that are run beside it."""
+        from volar.sim.conditions import randomizations
+
+        return randomizations(self.randomization)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Everything that the same episodes are run under, the standard condition first."""
+        from volar.sim import conditions
+
+        told = {conditions.WRONG_INSTRUCTION: self.wrong_instruction, conditions.HELD_OUT_INSTRUCTION: self.paraphrases}
+        others = map(conditions.under_randomization, self.randomizations[1:])
+        return conditions.STANDARD, *(name for name, wanted in told.items() if wanted), *others
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -81,7 +113,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from volar.robots.contract import require
     from volar.robots.policies import default_policy, find_policy
     from volar.robots.spec import load_robot
-    from volar.sim import evaluation
+    from volar.sim import evaluation, evaluation_folder, films
+    from volar.sim.evaluation_plan import Plan
+    from volar.sim.evaluation_progress import run_plan
 
     tasks = _task_names(config)
     robot = load_robot(config.robot)
@@ -89,14 +123,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     contract = evaluation.read_contract(folder)
     require(contract, robot)
     identity = _identity(config, tasks, folder)
-    records = _prepare_output(config, identity)
-    bench = evaluation.Bench(str(folder.resolve()), config.robot, config.latency_ms / 1e3)
-    records = _run_missing(config, bench, _jobs(config, tasks), records)
-    broken = [record for record in records if not record.valid]
-    if len(broken) == len(records):
-        raise VolarError(f"no episode could be run; the first: {broken[0].reason}")
-    results = _results(config, tasks, folder, contract, identity, records)
-    results["videos"], results["replay"] = _videos(config, bench, records)
+    others = _other_checkpoints(config, identity["policy_sha256"])
+    records = evaluation_folder.prepare(config.output, identity, config.resume, config.overwrite)
+    bench = evaluation.Bench(
+        str(folder.resolve()), config.robot, config.latency_ms / 1e3, config.randomizations[0], config.max_steps
+    )
+    margin = config.margin if config.stop == "sequential" else None
+    plan = Plan(tasks, config.conditions, config.episodes, config.seed, config.output, margin)
+    records = plan.own(run_plan(bench, plan, records, _workers(config)))
+    _require_some(records)
+    results = _results(config, plan, folder, contract, identity, records)
+    results["learning_curve"] = _learning_curve(config, others, results)
+    results["videos"], results["replay"] = films.make_films(
+        config.output, bench, records, config.videos, _workers(config)
+    )
     _write(config, results, contract)
     return results
 
@@ -115,63 +155,13 @@ def _task_names(config: EvaluateConfig) -> tuple[str, ...]:
 
 
 def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    """The settings that decide the episodes, and the policy by content."""
+    """What decides every episode, the policy by content; other settings only say which episodes there are."""
     from volar.robots.config_values import plain
     from volar.sim.evaluation import folder_sha256
 
-    settings = {key: value for key, value in plain(config).items() if key not in _FREE}
-    return settings | {"tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
-
-
-def _prepare_output(config: EvaluateConfig, identity: dict[str, Any]) -> "list[EpisodeRecord]":
-    """Makes the output folder; returns the episodes already in it. Raises `VolarError` when it is taken."""
-    from volar.sim.evaluation import read_records
-
-    output = config.output
-    if output.exists() and not output.is_dir():
-        raise VolarError(f"output {output} is a file; give a folder")
-    found = sorted(item.name for item in output.iterdir()) if output.exists() else []
-    settings = output / _SETTINGS
-    records: list[EpisodeRecord] = []
-    if config.resume and settings.is_file():
-        before = json.loads(settings.read_text())
-        changed = [f"{key} was {before.get(key)}, is {now}" for key, now in identity.items() if before.get(key) != now]
-        if changed:
-            raise VolarError(f"{output} holds another evaluation ({'; '.join(changed)}); give another output=")
-        records = read_records(output / _EPISODES)
-    elif found and _SETTINGS not in found:
-        raise VolarError(f"output {output} holds something else ({', '.join(found[:4])}); give another output=")
-    elif found and not config.overwrite:
-        raise VolarError(
-            f"output {output} holds an evaluation; resume=true continues it, overwrite=true replaces it, "
-            "or give another output="
-        )
-    elif found:
-        for name in _FILES:
-            path = output / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(identity, indent=1) + "\n")
-    return records
-
-
-def _jobs(config: EvaluateConfig, tasks: tuple[str, ...]) -> "list[Job]":
-    from volar.sim.closed_loop import episode_seed
-    from volar.sim.evaluation import Job
-
-    return [
-        Job(task, condition, index, episode_seed(config.seed, task, index))
-        for condition in ("standard", *_other_conditions(config))
-        for task in tasks
-        for index in range(config.episodes)
-    ]
-
-
-def _other_conditions(config: EvaluateConfig) -> tuple[str, ...]:
-    from volar.sim.closed_loop import HELD_OUT_INSTRUCTION, WRONG_INSTRUCTION
-
-    wanted = {WRONG_INSTRUCTION: config.wrong_instruction, HELD_OUT_INSTRUCTION: config.paraphrases}
-    return tuple(condition for condition, run_it in wanted.items() if run_it)
+    settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "latency_ms", "max_steps")}
+    standard = config.randomizations[0]
+    return settings | {"randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
 
 
 def _workers(config: EvaluateConfig) -> int:
@@ -179,111 +169,83 @@ def _workers(config: EvaluateConfig) -> int:
     return config.workers or cores
 
 
-def _run_missing(
-    config: EvaluateConfig, bench: "Bench", jobs: "list[Job]", records: "list[EpisodeRecord]"
-) -> "list[EpisodeRecord]":
-    """Runs the jobs that have no record yet, keeping each record as soon as it is there."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from volar.sim.evaluation import append_record, run_jobs
-
-    done = {(record.task, record.condition, record.index) for record in records}
-    missing = [job for job in jobs if job.key not in done]
-    if not missing:
-        return records
-    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn()) as bar:
-        shown = bar.add_task("", total=len(jobs), completed=len(jobs) - len(missing))
-        successes = sum(record.success for record in records if record.condition == "standard")
-        trials = sum(record.condition == "standard" for record in records)
-        for record in run_jobs(bench, missing, _workers(config)):
-            append_record(config.output / _EPISODES, record)
-            records.append(record)
-            if record.condition == "standard":
-                successes, trials = successes + record.success, trials + 1
-            note = f"success {successes}/{trials}" if record.condition == "standard" else record.condition
-            bar.update(shown, advance=1, description=note)
-    return records
+def _require_some(records: "list[EpisodeRecord]") -> None:
+    lost = [record for record in records if record.broken or not record.valid]
+    if len(lost) == len(records):
+        raise VolarError(f"no episode could be run; the first: {lost[0].reason}")
 
 
 def _results(
     config: EvaluateConfig,
-    tasks: tuple[str, ...],
+    plan: "Plan",
     folder: Path,
     contract: "PolicyContract",
     identity: dict[str, Any],
     records: "list[EpisodeRecord]",
 ) -> dict[str, Any]:
-    from volar.sim.evaluation import summarize, versions
+    from volar.sim.evaluation import versions
+    from volar.sim.results import worst_margins
+    from volar.sim.sensitivity import sensitivities
 
-    results = {
+    standard, *others = config.conditions
+    return {
         "policy": str(folder),
         "policy_sha256": identity["policy_sha256"],
         "contract_sha256": contract.sha256,
         "suite": config.suite,
         "robot": config.robot,
         "seed": config.seed,
-        "randomization": config.randomization,
+        "randomization": config.randomizations[0],
         "latency_ms": config.latency_ms,
+        "max_steps": config.max_steps,
+        "stop": config.stop,
         "versions": versions(),
-        **summarize([r for r in records if r.condition == "standard"], tasks),
-        "margins": asdict(_worst(records)),
+        **plan.summary(records, standard),
+        "margins": worst_margins(records),
+        "conditions": others,
+        **{condition: plan.summary(records, condition) for condition in others},
+        "sensitivity": sensitivities(records),
     }
-    for condition in _other_conditions(config):
-        results[condition] = summarize([r for r in records if r.condition == condition], tasks)
-    return results
 
 
-def _worst(records: "list[EpisodeRecord]") -> Any:
-    from volar.robots.limit_margins import LimitMargins
+def _other_checkpoints(config: EvaluateConfig, policy_sha256: str) -> dict[int, Path | None]:
+    """Training step -> checkpoint, None for the one that is evaluated itself. Raises `VolarError` without any."""
+    from volar.robots.policies import default_policy
+    from volar.sim.checkpoints import checkpoint_policies
+    from volar.sim.evaluation import folder_sha256
 
-    margins = LimitMargins()
-    for record in records:
-        margins = margins.worst(record.margins)
-    return margins
-
-
-def _videos(
-    config: EvaluateConfig, bench: "Bench", records: "list[EpisodeRecord]"
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Films of chosen episodes, by running these again; says how many gave the same bits as before."""
-    from volar.sim.evaluation import Job, run_jobs
-
-    chosen = {(r.task, r.index): r for r in select_for_film(records, config.videos)}
-    files = {key: f"videos/{film_name(record)}" for key, record in chosen.items()}
-    jobs = [Job(r.task, r.condition, r.index, r.seed, str(config.output / files[key])) for key, r in chosen.items()]
-    again = {(r.task, r.index): r for r in run_jobs(bench, jobs, _workers(config))} if jobs else {}
-    identical = sum(again[key].episode_sha256 == record.episode_sha256 for key, record in chosen.items())
-    films = [
-        {"task": r.task, "seed": r.seed, "instruction": r.instruction, "success": r.success, "file": files[key]}
-        for key, r in chosen.items()
-    ]
-    return films, {"episodes": len(chosen), "identical": identical}
+    if config.checkpoints == "last":
+        return {}
+    found = checkpoint_policies(config.policy or default_policy())
+    return {step: None if folder_sha256(path) == policy_sha256 else path for step, path in found.items()}
 
 
-def select_for_film(records: "list[EpisodeRecord]", count: int) -> "list[EpisodeRecord]":
-    """`count` episodes of each task, failures first, but half of them successes where there are such."""
-    standard = [record for record in records if record.condition == "standard" and record.valid]
-    chosen: list[EpisodeRecord] = []
-    for task in dict.fromkeys(record.task for record in standard):
-        found = sorted((record for record in standard if record.task == task), key=lambda record: record.index)
-        good, bad = [r for r in found if r.success], [r for r in found if not r.success]
-        failures = bad[: max(count - len(good), count - count // 2)]
-        chosen += failures + good[: count - len(failures)]
-    return chosen
-
-
-def film_name(record: "EpisodeRecord") -> str:
-    return f"{record.task}_{record.index:04d}_{'success' if record.success else 'failure'}.mp4"
+def _learning_curve(
+    config: EvaluateConfig, checkpoints: dict[int, Path | None], results: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Success against the training step; each checkpoint on the same episodes, in a folder of its own."""
+    curve = []
+    for step, path in checkpoints.items():
+        found = results
+        if path is not None:
+            print(f"checkpoint {step}")
+            output = config.output / "checkpoints" / f"{step:06d}"
+            alone = replace(config, checkpoints="last", wrong_instruction=False, paraphrases=False, videos=0)
+            alone = replace(alone, randomization=config.randomizations[0], resume=True, overwrite=False)
+            found = evaluate(replace(alone, policy=path, output=output))
+        curve.append({"step": step, **found["overall"]})
+    return curve
 
 
 def _write(config: EvaluateConfig, results: dict[str, Any], contract: "PolicyContract") -> None:
-    """results.json and report.html, each complete or not there at all; the table on the screen."""
-    from volar.sim.report import print_table, write_report
+    """results.json and report.html; the table on the screen."""
+    import json
 
-    temporary = config.output / ".results.json"
-    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    temporary.rename(config.output / "results.json")
+    from volar.sim.evaluation_folder import RESULTS, write_whole
+    from volar.sim.report import write_report
+    from volar.sim.report_terminal import print_table
+
+    write_whole(config.output / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     report = write_report(config.output, results, contract)
     print_table(results)
     print(f"report: {report}")
@@ -294,6 +256,14 @@ def _main(config: EvaluateConfig) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["compare"]:
+        from volar.sim import compare
+
+        return compare.main(sys.argv[2:])
+    if sys.argv[1:2] == ["replay"]:
+        from volar.sim import replay
+
+        return replay.main(sys.argv[2:])
     return run("volar-evaluate", EvaluateConfig, _main, doc=__doc__, examples=EXAMPLES)
 
 

@@ -1,46 +1,58 @@
-"""Many episodes over worker processes: jobs out, records in, results by task.
+"""Many episodes over worker processes: jobs out, records in.
 
 Each worker has its own copy of the policy (one thread) and its own renderers. Jobs and records are plain values;
-which worker runs an episode, and when, changes nothing in it.
+which worker runs an episode, and when, changes nothing in it. A worker that dies takes no other episode with it.
 """
 
 import functools
 import hashlib
 import importlib.metadata
-import json
-import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
-from volar.sim.closed_loop import ClosedLoop, EpisodeRecord
-from volar.sim.wilson import wilson_interval
+from volar.robots.limit_margins import LimitMargins
+from volar.sim.closed_loop import ClosedLoop
+from volar.sim.conditions import randomization_of
+from volar.sim.episode_record import EpisodeRecord
+from volar.sim.replay_file import write_replay
+from volar.sim.trace import Trace
 from volar.sim.worker_pool import worker_pool
+
+_DEATHS = 3  # of jobs that ran alone, one after the other: then it is not the episode that kills
+DIED = "the worker process died in this episode, twice"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a worker needs to run any episode: the policy's folder, the robot, the latency [s]."""
+    """What a worker needs to run any episode: the policy's folder, the robot, the latency [s], the standard
+    condition's randomization, the longest episode in policy steps (None: the task's)."""
 
     policy: str
     robot: str
     latency_s: float
+    randomization: str = "none"
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to run; `video`: the file to film it into, or an empty string."""
+    """One episode to run; `video`: the file to film it into, or an empty string; `output`: the folder in which
+    `replays/` is made when it breaks, or an empty string."""
 
     task: str
     condition: str
     index: int
     seed: int
     video: str = ""
+    output: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -48,31 +60,102 @@ class Job:
         return self.task, self.condition, self.index
 
 
-def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int) -> Iterator[EpisodeRecord]:
-    """Records in the order in which episodes finish.
+def run_jobs(bench: Bench, jobs: Iterable[Job], workers: int) -> Iterator[EpisodeRecord]:
+    """Records in the order in which episodes finish. `jobs` is read as workers become free.
 
-    Raises `VolarError` with the worker's reason when no episode can run there (no OpenGL, a damaged policy), or
-    when a worker dies.
+    A worker that dies (a crash in native code, out of memory) costs the episodes that were running: they run again,
+    each alone in a process, and one that dies again is recorded as broken. Raises `VolarError` with the worker's
+    reason when no episode can run there (no OpenGL, a damaged policy), or when `_DEATHS` in a row die.
     """
-    with worker_pool(max(1, min(workers, len(jobs)))) as pool:
-        futures: list[Future[dict[str, Any]]] = [pool.submit(_run, bench, job) for job in jobs]
-        for future in as_completed(futures):
+    rest, suspects, deaths = iter(jobs), deque[Job](), 0
+    while True:
+        alone = bool(suspects)
+        source = _drained(suspects) if alone else rest
+        flying: dict[Future[dict[str, Any]], Job] = {}
+        with worker_pool(1 if alone else max(1, workers)) as pool:
+            try:
+                for record in _fly(pool, bench, source, 1 if alone else 2 * workers, flying):
+                    deaths = 0
+                    yield record
+                if not alone:
+                    return
+                continue
+            except BrokenProcessPool:
+                if not alone:
+                    suspects.extend(flying.values())
+                    continue
+                deaths += 1
+                if deaths == _DEATHS:
+                    raise  # the pool says what can be done
+        for job in flying.values():
+            yield _died(bench, job)
+
+
+def _drained(jobs: deque[Job]) -> Iterator[Job]:
+    while jobs:
+        yield jobs.popleft()
+
+
+def _fly(
+    pool: ProcessPoolExecutor,
+    bench: Bench,
+    jobs: Iterator[Job],
+    ahead: int,
+    flying: dict[Future[dict[str, Any]], Job],
+) -> Iterator[EpisodeRecord]:
+    """Keeps `ahead` jobs with the pool; `flying` are those it has not answered."""
+    while True:
+        while len(flying) < ahead and (job := next(jobs, None)) is not None:
+            try:
+                flying[pool.submit(_run, bench, job)] = job
+            except BrokenProcessPool:
+                flying[Future()] = job
+                raise
+        if not flying:
+            return
+        done, _ = wait(flying, return_when=FIRST_COMPLETED)
+        for future in sorted(done, key=lambda future: future.exception() is not None):  # answers before deaths
             answer = future.result()
+            del flying[future]
             if "fatal" in answer:
                 raise VolarError(answer["fatal"])
             yield EpisodeRecord.from_dict(answer)
 
 
+def _died(bench: Bench, job: Job) -> EpisodeRecord:
+    """The record of an episode that nobody is left to tell about."""
+    record = EpisodeRecord(*job.key, job.seed, "", False, 0, "", True, DIED, {}, {}, LimitMargins(), broken=True)
+    return _with_replay(bench, job, record, Trace())
+
+
 def _run(bench: Bench, job: Job) -> dict[str, Any]:
     """In the worker: the record as plain values, or {"fatal": reason}."""
     try:
-        loop = _closed_loop(bench, job.task)
-        if not job.video:
-            return loop.run(job.seed, job.index, job.condition).to_dict()
-        return _film(loop, job).to_dict()
+        loop = _closed_loop(bench, job)
+        record = _film(loop, job) if job.video else loop.run(job.seed, job.index, job.condition)
+        return _with_replay(bench, job, record, loop.trace).to_dict()
     except Exception as error:  # an exception of a class with arguments of its own cannot be sent back as it is
         known = isinstance(error, VolarError)
         return {"fatal": str(error) if known else f"{type(error).__name__}: {error}"}
+
+
+def _with_replay(bench: Bench, job: Job, record: EpisodeRecord, trace: Trace) -> EpisodeRecord:
+    """The record, with the file written that runs the episode again, if it broke."""
+    if not record.broken or not job.output:
+        return record
+    name = f"replays/{job.task}_{job.index:04d}_{job.condition.replace(':', '_').replace('/', '_')}.npz"
+    record = replace(record, replay=name)
+    facts = {
+        "policy": bench.policy,
+        "policy_sha256": _policy_sha256(bench.policy),
+        "robot": bench.robot,
+        "latency_s": bench.latency_s,
+        "randomization": bench.randomization,
+        "max_steps": bench.max_steps,
+        "versions": versions(),
+    }
+    write_replay(Path(job.output) / name, facts, record, trace)
+    return record
 
 
 def _film(loop: ClosedLoop, job: Job) -> EpisodeRecord:
@@ -81,15 +164,25 @@ def _film(loop: ClosedLoop, job: Job) -> EpisodeRecord:
     film = Film(loop.world.model)
     try:
         record = loop.run(job.seed, job.index, job.condition, after_step=lambda world: film.shoot(world.data))
-        write_mp4(Path(job.video), film.frames, loop.world.spec.action.rate_hz)
+        if film.frames:
+            write_mp4(Path(job.video), film.frames, loop.world.spec.action.rate_hz)
         return record
     finally:
         film.close()
 
 
-@functools.cache
-def _closed_loop(bench: Bench, task: str) -> ClosedLoop:
-    return ClosedLoop(_policy(bench.policy), task, bench.robot, bench.latency_s)
+_current: tuple[Any, ClosedLoop] | None = None  # a worker's; jobs come task by task, so one is enough
+
+
+def _closed_loop(bench: Bench, job: Job) -> ClosedLoop:
+    global _current
+    key = bench, job.task, randomization_of(job.condition, bench.randomization)
+    if _current is None or _current[0] != key:
+        if _current is not None:
+            _current[1].close()
+        made = ClosedLoop(_policy(bench.policy), job.task, bench.robot, bench.latency_s, key[2], bench.max_steps)
+        _current = key, made
+    return _current[1]
 
 
 @functools.cache
@@ -99,29 +192,6 @@ def _policy(path: str) -> Any:
     return load_policy(Path(path))
 
 
-def tally(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Success rate with its Wilson interval; an episode that broke down counts as a failure."""
-    successes = sum(record.success for record in records)
-    return {
-        "successes": successes,
-        "episodes": len(records),
-        "success_rate": successes / len(records),
-        "wilson95": list(wilson_interval(successes, len(records))),
-        "invalid": sum(not record.valid for record in records),
-    }
-
-
-def summarize(records: Sequence[EpisodeRecord], tasks: Iterable[str]) -> dict[str, Any]:
-    """`overall`, `tasks` and `episodes` of one condition, ordered by task and index."""
-    by_task = {task: sorted((r for r in records if r.task == task), key=lambda r: r.index) for task in tasks}
-    ordered = [record for found in by_task.values() for record in found]
-    return {
-        "overall": tally(ordered),
-        "tasks": {task: tally(found) for task, found in by_task.items()},
-        "episodes": [record.to_dict() for record in ordered],
-    }
-
-
 def read_contract(folder: Path) -> PolicyContract:
     """The contract of a policy's folder, without loading its weights where it lies beside them."""
     if (folder / "contract.json").is_file():
@@ -129,6 +199,11 @@ def read_contract(folder: Path) -> PolicyContract:
     from volar.robots.policies import load_policy
 
     return load_policy(folder).contract
+
+
+@functools.cache
+def _policy_sha256(path: str) -> str:
+    return folder_sha256(Path(path))
 
 
 def folder_sha256(folder: Path) -> str:
@@ -150,24 +225,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def append_record(path: Path, record: EpisodeRecord) -> None:
-    """One line of JSON, on the disk when this returns to the caller's process."""
-    with path.open("a") as file:
-        file.write(json.dumps(record.to_dict()) + "\n")
-
-
-def read_records(path: Path) -> list[EpisodeRecord]:
-    """The records of an interrupted evaluation; a last line cut short is dropped from the file."""
-    if not path.is_file():
-        return []
-    records, whole = [], 0
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            records.append(EpisodeRecord.from_dict(json.loads(line)))
-        except (ValueError, TypeError, KeyError):
-            break
-        whole += len(line.encode())
-    os.truncate(path, whole)
-    return records

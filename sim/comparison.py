@@ -1,0 +1,122 @@
+"""Comparing evaluations that ran the same episodes: who is better, by how much, what would settle it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from volar.robots.errors import VolarError
+from volar.sim.paired_test import ALPHA, Pairs, episodes_needed, holm, mcnemar, paired_interval
+
+# What must be the same for two evaluations to have had the same episodes.
+_PAIRING = ("robot", "seed", "randomization", "max_steps")
+Results = Mapping[str, Any]
+
+
+def require_paired(first: Results, other: Results, names: tuple[str, str]) -> None:
+    """Raises `VolarError` naming every field in which two evaluations' episodes differ."""
+    where = " and ".join(names)
+    for name, found in zip(names, (first, other), strict=True):
+        if found.get("stop", "never") != "never":
+            raise VolarError(
+                f"{name} stopped early, when its own rate was settled, and its interval is no ground for comparing; "
+                "continue it with stop=never resume=true"
+            )
+    fields = {key: (first.get(key), other.get(key)) for key in _PAIRING}
+    fields["tasks"] = (", ".join(first["tasks"]), ", ".join(other["tasks"]))
+    fields["episodes"] = (_number_of_episodes(first), _number_of_episodes(other))
+    differing = [f"{key} {a} and {b}" for key, (a, b) in fields.items() if a != b]
+    if differing:
+        raise VolarError(f"{where} did not run the same episodes: {'; '.join(differing)}")
+    for a, b in zip(first["episodes"], other["episodes"], strict=True):
+        starts = {episode.get("start_sha256") for episode in (a, b)} - {"", None}  # a dead worker could tell none
+        if any(a.get(key) != b.get(key) for key in ("task", "index", "seed", "valid")) or len(starts) > 1:
+            raise VolarError(
+                f"{where} did not start episode {a['index']} of {a['task']} in the same scene (seeds {a['seed']} and "
+                f"{b['seed']}; versions {_versions(first)} and {_versions(other)}); run both with the same volar"
+            )
+
+
+def compare(first: Results, other: Results) -> dict[str, Any]:
+    """`overall` and `tasks` of the episodes that two evaluations share; `p_holm` of a task is for all tasks together.
+
+    Call `require_paired` before.
+    """
+    by_task: dict[str, list[tuple[bool, bool]]] = {task: [] for task in first["tasks"]}
+    for a, b in zip(first["episodes"], other["episodes"], strict=True):
+        if a["valid"]:
+            by_task[a["task"]].append((a["success"], b["success"]))
+    tasks = {task: judge(Pairs.count(outcomes)) for task, outcomes in by_task.items() if outcomes}
+    for found, corrected in zip(tasks.values(), holm([found["p"] for found in tasks.values()]), strict=True):
+        found["p_holm"] = corrected
+    overall = judge(Pairs.count(outcome for outcomes in by_task.values() for outcome in outcomes))
+    return {"overall": overall, "tasks": tasks}
+
+
+def judge(pairs: Pairs) -> dict[str, Any]:
+    """What the pairs say, as plain values.
+
+    `better`: `a`, `b` or None while it is not settled at 5 %; `difference`: success rate of b less that of a, with
+    its `interval`; `p`: of the exact test; `confidence`: 1 - p, the highest level at which the test finds a
+    difference; `more_episodes`: how many more would settle it with a probability of 80 %, should the rates observed
+    so far be the true ones: 0 when it is settled, None when more than 20000 would be needed.
+    """
+    p, n = mcnemar(pairs.only_a, pairs.only_b), pairs.episodes
+    settled = p <= ALPHA
+    needed = n if settled else episodes_needed(pairs.only_a / n, pairs.only_b / n)
+    return {
+        "episodes": n,
+        "success_rate_a": (pairs.both + pairs.only_a) / n,
+        "success_rate_b": (pairs.both + pairs.only_b) / n,
+        "both": pairs.both,
+        "only_a": pairs.only_a,
+        "only_b": pairs.only_b,
+        "neither": pairs.neither,
+        "difference": pairs.difference,
+        "interval": list(paired_interval(pairs)),
+        "p": p,
+        "confidence": 1 - p,
+        "better": ("b" if pairs.difference > 0 else "a") if settled else None,
+        "more_episodes": None if needed is None else max(needed - n, 0 if settled else 1),
+    }
+
+
+def sentence(found: Results, a: str, b: str) -> str:
+    """The judgement of `judge` in words, for policies called `a` and `b`."""
+    low, high = found["interval"]
+    p = found.get("p_holm", found["p"])
+    facts = (
+        f"({found['success_rate_b']:.1%} against {found['success_rate_a']:.1%} in {found['episodes']} episodes; "
+        f"difference {100 * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
+        f"exact McNemar p = {p:.2g})"
+    )
+    if p <= ALPHA:
+        winner, loser = (b, a) if found["difference"] > 0 else (a, b)
+        return f"{winner} is better than {loser}, with {_confidence(p)} confidence {facts}"
+    if found["more_episodes"] is None:
+        more = "at the rates seen so far, 20000 would not"
+    else:
+        more = f"about {found['more_episodes']} more would, should these rates hold"
+    return f"not settled {facts}; {more}"
+
+
+def _confidence(p: float) -> str:
+    return "more than 99.9 %" if p < 0.001 else f"{100 * (1 - p):.1f} %"
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Short names that tell evaluations apart: the last parts of their paths, as many as needed."""
+    folders = [path.parent if path.suffix == ".json" else path for path in paths]
+    for count in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder} ({i})" for i, folder in enumerate(folders, 1)]
+
+
+def _number_of_episodes(results: Results) -> str:
+    counts = {found["episodes"] + found["invalid"] for found in results["tasks"].values()}
+    return "/".join(map(str, sorted(counts)))
+
+
+def _versions(results: Results) -> str:
+    return ", ".join(f"{name} {results['versions'].get(name)}" for name in ("volar", "mujoco"))

@@ -1,0 +1,69 @@
+"""The folder that an evaluation leaves, and when it may be written to."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from volar.robots.errors import VolarError
+from volar.sim.episode_record import EpisodeRecord, read_records
+
+SETTINGS, EPISODES, RESULTS, REPORT = "evaluation.json", "episodes.jsonl", "results.json", "report.html"
+# What an evaluation writes; nothing else in a folder is ever touched.
+_WRITTEN = (SETTINGS, EPISODES, RESULTS, REPORT, "videos", "replays", "checkpoints")
+
+
+def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> list[EpisodeRecord]:
+    """Makes the folder; returns the episodes that an interrupted evaluation left in it.
+
+    `identity`: what decides every episode. Raises `VolarError` when the folder holds another evaluation, or anything
+    that is none, or an evaluation that is neither to be continued nor to be replaced.
+    """
+    if output.exists() and not output.is_dir():
+        raise VolarError(f"output {output} is a file; give a folder")
+    found = sorted(item.name for item in output.iterdir()) if output.exists() else []
+    settings = output / SETTINGS
+    records: list[EpisodeRecord] = []
+    if resume and settings.is_file():
+        before = json.loads(settings.read_text())
+        changed = [f"{key} was {before.get(key)}, is {now}" for key, now in identity.items() if before.get(key) != now]
+        if changed:
+            raise VolarError(f"{output} holds another evaluation ({'; '.join(changed)}); give another output=")
+        records = read_records(output / EPISODES)
+    elif found and SETTINGS not in found:
+        raise VolarError(f"output {output} holds something else ({', '.join(found[:4])}); give another output=")
+    elif found and not overwrite:
+        raise VolarError(
+            f"output {output} holds an evaluation; resume=true continues it, overwrite=true replaces it, "
+            "or give another output="
+        )
+    elif found:
+        for name in _WRITTEN:
+            path = output / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(identity, indent=1) + "\n")
+    return records
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """The file complete, or not there at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.rename(path)
+    return path
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """results.json of an evaluation, from its folder or by its own name. Raises `VolarError` where there is none."""
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise VolarError(f"no {RESULTS} at {path}; give the output folder of a volar-evaluate that has ended")
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict) or not {"episodes", "tasks", "overall", "seed"} <= found.keys():
+            raise ValueError("it has no episodes")
+    except ValueError as error:
+        raise VolarError(f"{file} is not the result of an evaluation ({error})") from error
+    return found

@@ -1,0 +1,110 @@
+"""The report's first page: rates with intervals, by task and by condition."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from volar.sim.conditions import HELD_OUT_INSTRUCTION, WRONG_INSTRUCTION, under_randomization
+from volar.sim.report_page import bar, card, e, note, rate, row, section, spread, table
+
+Results = Mapping[str, Any]
+# Conditions that differ in what the policy is told: in a table's head, and in a sentence.
+_TOLD = {
+    WRONG_INSTRUCTION: ("wrong instruction", "told another order"),
+    HELD_OUT_INSTRUCTION: ("new phrasing", "told in a phrasing that no demonstration has"),
+}
+
+
+def label(condition: str) -> str:
+    """A condition in the head of a table."""
+    return _TOLD[condition][0] if condition in _TOLD else condition.removeprefix(under_randomization(""))
+
+
+def told(results: Results) -> list[str]:
+    """The conditions that differ in what the policy is told."""
+    return [key for key in _TOLD if key in results]
+
+
+def randomized(results: Results) -> list[str]:
+    """The conditions that differ in what randomization draws."""
+    return [key for key in results if key.startswith(under_randomization(""))]
+
+
+def rows(results: Results, others: Iterable[str]) -> Iterable[tuple[str, Results, Mapping[str, Results]]]:
+    """(name, tally, tallies under `others`) of each task, then overall."""
+    keys = list(others)
+    for name, tally in results["tasks"].items():
+        yield name, tally, {key: results[key]["tasks"][name] for key in keys}
+    yield "overall", results["overall"], {key: results[key]["overall"] for key in keys}
+
+
+def kind_of_interval(results: Results) -> str:
+    """What the intervals of an evaluation are."""
+    overall = results["overall"]
+    if "sequence95" not in overall:
+        return "Wilson 95 % intervals"
+    return f"95 % confidence sequences, each task stopped within ±{100 * overall['margin']:g} points"
+
+
+def figures(results: Results) -> str:
+    """The few numbers that matter most."""
+
+    def figure(value: str, text: str) -> str:
+        return card(f'<div class="big">{value}</div><div class="soft">{text}</div>')
+
+    overall = results["overall"]
+    cards = [figure(rate(overall), f"success in {overall['episodes']} episodes, {spread(overall)}")]
+    for key in told(results):
+        cards.append(figure(rate(results[key]["overall"]), f"{_TOLD[key][1]}, {spread(results[key]['overall'])}"))
+    if found := randomized(results):
+        worst = min(found, key=lambda key: results[key]["overall"]["success_rate"] or 0.0)
+        text = f"under randomization “{e(label(worst))}”, the hardest, {spread(results[worst]['overall'])}"
+        cards.append(figure(rate(results[worst]["overall"]), text))
+    margin = min(results["margins"].values())
+    cards.append(figure(f"{margin:.1%}", "smallest margin to a position, velocity, acceleration or jerk limit"))
+    return f'<div class="figures">{"".join(cards)}</div>'
+
+
+def success_section(results: Results) -> str:
+    """The table of tasks, with what was told beside it."""
+    others = told(results)
+    found = []
+    for name, tally, beside in rows(results, others):
+        cells = [
+            e(name),
+            f"{tally['successes']}/{tally['episodes']}",
+            rate(tally),
+            spread(tally),
+            bar(tally, beside.get(WRONG_INSTRUCTION)),
+            *(f"{rate(other)} <small>{spread(other)}</small>" for other in beside.values()),
+            str(tally["broken"]),
+            str(tally["invalid"]),
+        ]
+        line = row(*cells, number=True)
+        found.append(line.replace("<tr>", "<tr class=all>", 1) if name == "overall" else line)
+    heads = ["task", "success", "rate", "interval", "", *map(label, others), "broke down", "invalid"]
+    text = f"Bars: success rate and {kind_of_interval(results)}."
+    if "sequence95" in results["overall"]:
+        text += " They hold whenever one stops; the overall rate is the mean of the tasks'."
+    if WRONG_INSTRUCTION in others:
+        text += (
+            " Wrong instruction (the thin bar): the same scenes, told another order, judged by the original goal; a "
+            "policy that listens scores low."
+        )
+    text += " Broke down: crashed, counted as failures. Invalid: the scene itself was not as it should be; not counted."
+    return section("Success by task", card(table(heads, found)), note(text))
+
+
+def randomization_section(results: Results) -> str:
+    """Success under each preset, on the same seeds."""
+    others = randomized(results)
+    if not others:
+        return ""
+    found = []
+    for name, tally, beside in rows(results, others):
+        cells = (f"{rate(other)}<br><small>{spread(other)}</small>" for other in (tally, *beside.values()))
+        line = row(e(name), *cells, number=True)
+        found.append(line.replace("<tr>", "<tr class=all>", 1) if name == "overall" else line)
+    overall = (results["overall"], *(results[key]["overall"] for key in others))
+    found.append(row("", *(bar(tally, width=110) for tally in overall)))
+    heads = ["task", results["randomization"], *map(label, others)]
+    return section("Success under randomization", card(table(heads, found)), note("The same seeds under each preset."))

@@ -1,0 +1,118 @@
+"""What randomization drew, against what came of it: on which axes does success depend?
+
+A numeric axis is cut at its terciles, another one falls into its values. The effect is the difference in success
+between the highest and the lowest third (between the best and the worst value), with an interval that holds for all
+axes of a condition at once (Bonferroni), so that of many axes without any effect one rarely stands out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from volar.sim.episode_record import EpisodeRecord
+from volar.sim.wilson import difference_interval, wilson_interval
+
+LEAST = 10  # episodes in a group: with fewer nothing can be said
+_MOST_VALUES = 8  # of an axis that is not numeric
+Draws = Mapping[str, Any]
+
+
+def sensitivities(records: Iterable[EpisodeRecord]) -> dict[str, list[dict[str, Any]]]:
+    """Condition -> its axes, the largest effect first, for every condition in which anything was drawn."""
+    by_condition: dict[str, list[tuple[Draws, bool]]] = {}
+    for record in records:
+        if record.valid and record.draws:
+            by_condition.setdefault(record.condition, []).append((record.draws, record.success))
+    found = {condition: sensitivity(outcomes) for condition, outcomes in by_condition.items()}
+    return {condition: axes for condition, axes in found.items() if axes}
+
+
+def sensitivity(outcomes: Sequence[tuple[Draws, bool]], error: float = 0.05) -> list[dict[str, Any]]:
+    """Draws and success of episodes -> the axes: `axis`, `groups` (`label`, `successes`, `episodes`, `success_rate`,
+    `wilson95`), `effect` with its `interval`, and `matters`, whether the interval excludes zero.
+
+    `error`: of any axis that has no effect being said to matter. Axes that vary too little to say anything are left
+    out.
+    """
+    axes = {axis: _groups(values) for axis, values in _by_axis(outcomes).items()}
+    axes = {axis: groups for axis, groups in axes.items() if len(groups) > 1}
+    comparisons = sum(1 if _ordered(groups) else len(list(combinations(groups, 2))) for groups in axes.values())
+    z = NormalDist().inv_cdf(1 - error / (2 * max(comparisons, 1)))
+    found = [_axis(axis, groups, z) for axis, groups in axes.items()]
+    return sorted(found, key=lambda item: (not item["matters"], -abs(item["effect"])))
+
+
+def _by_axis(outcomes: Sequence[tuple[Draws, bool]]) -> dict[str, list[tuple[Any, bool]]]:
+    """`{"friction": {"red": 0.8}, "gravity": [0.0, 9.8]}` -> axes friction.red, gravity.0, gravity.1."""
+    found: dict[str, list[tuple[Any, bool]]] = {}
+    for draws, success in outcomes:
+        for axis, value in _flat(draws):
+            found.setdefault(axis, []).append((value, success))
+    return found
+
+
+def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _flat(item, f"{name}.{i}")
+    elif value is not None:
+        yield name, value
+
+
+def _groups(values: Sequence[tuple[Any, bool]]) -> dict[str, list[bool]]:
+    """Label -> outcomes; empty where the axis cannot be divided into groups of `LEAST`."""
+    drawn = [value for value, _ in values]
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in drawn):
+        groups = _terciles(np.array(drawn, np.float64), np.array([success for _, success in values]))
+    else:
+        groups = {}
+        for value, success in values:
+            groups.setdefault(str(value).lower() if isinstance(value, bool) else str(value), []).append(success)
+        if len(groups) > _MOST_VALUES:
+            return {}
+    return {label: found for label, found in groups.items() if len(found) >= LEAST}
+
+
+def _terciles(drawn: Any, successes: Any) -> dict[str, list[bool]]:
+    """Thirds by value; the values themselves where there are only a few (a count, a delay in periods)."""
+    distinct = np.unique(drawn)
+    if len(distinct) <= 3:
+        return {f"{value:.4g}": successes[drawn == value].tolist() for value in distinct}
+    edges = np.quantile(drawn, [0.0, 1 / 3, 2 / 3, 1.0])
+    third = np.searchsorted(edges[1:3], drawn, side="left")  # (N,) in 0, 1, 2
+    return {f"{edges[i]:.3g} to {edges[i + 1]:.3g}": successes[third == i].tolist() for i in range(3)}
+
+
+def _ordered(groups: Mapping[str, Any]) -> bool:
+    """Groups of numbers are compared end with end, others each with each."""
+    return len(groups) == 2 or all(label.split(" to ")[0].lstrip("-")[:1].isdigit() for label in groups)
+
+
+def _axis(axis: str, groups: Mapping[str, list[bool]], z: float) -> dict[str, Any]:
+    counts = [(sum(found), len(found)) for found in groups.values()]
+    low, high = counts[0], counts[-1]
+    if not _ordered(groups):
+        low, high = (choose(counts, key=lambda count: count[0] / count[1]) for choose in (min, max))
+    bounds = difference_interval(*high, *low, z=z)
+    return {
+        "axis": axis,
+        "groups": [
+            {
+                "label": label,
+                "successes": successes,
+                "episodes": episodes,
+                "success_rate": successes / episodes,
+                "wilson95": list(wilson_interval(successes, episodes)),
+            }
+            for label, (successes, episodes) in zip(groups, counts, strict=True)
+        ],
+        "effect": high[0] / high[1] - low[0] / low[1],
+        "interval": list(bounds),
+        "matters": bounds[0] > 0 or bounds[1] < 0,
+    }
