@@ -42,7 +42,6 @@ def compare_evaluations(config: CompareConfig) -> dict[str, Any]:
     from volar.sim.compare_report import compare_page, print_comparison
     from volar.sim.comparison import compare, names_of, require_paired
     from volar.sim.evaluation_folder import read_results, write_whole
-    from volar.sim.paired_test import holm
 
     if len(config.evaluations) < 2:
         raise UsageError("compare needs two evaluations or more: volar-evaluate compare A B")
@@ -51,11 +50,10 @@ def compare_evaluations(config: CompareConfig) -> dict[str, Any]:
     for name, results in zip(names[1:], found[1:], strict=True):
         require_paired(found[0], results, (names[0], name))
     _require_free(config)
-    others = zip(names[1:], found[1:], strict=True)
-    comparisons: list[dict[str, Any]] = [{"a": names[0], "b": name, **compare(found[0], r)} for name, r in others]
-    corrected = holm([comparison["overall"]["p"] for comparison in comparisons])
-    for comparison, p in zip(comparisons, corrected, strict=True):
-        comparison["overall"]["p_holm"] = p
+    comparisons = [
+        {"a": names[0], "b": name, **judged}
+        for name, judged in zip(names[1:], compare(found[0], found[1:]), strict=True)
+    ]
     result = {
         "evaluations": [
             {"name": name, "path": str(path), **{key: r[key] for key in ("policy", "policy_sha256")}}

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from volar.sim.comparison import sentence
-from volar.sim.paired_test import ALPHA
 from volar.sim.report_page import card, e, note, page, row, section, table
 
 Results = Mapping[str, Any]
@@ -78,10 +77,7 @@ def _cells(judged: Results) -> list[str]:
 
 def _line(name: str, judged: Results) -> str:
     cells = _cells(judged)
-    winner = ""
-    if judged["p_holm"] <= ALPHA:
-        winner = "b is better" if judged["difference"] > 0 else "a is better"
-    tag = f' <span class="tag ok">{winner}</span>' if winner else ""
+    tag = f' <span class="tag ok">{judged["better"]} is better</span>' if judged["better"] else ""
     return row(e(name) + tag, *cells[:7], _difference_bar(judged), *cells[7:], number=True)
 
 

@@ -36,33 +36,47 @@ def require_paired(first: Results, other: Results, names: tuple[str, str]) -> No
             )
 
 
-def compare(first: Results, other: Results) -> dict[str, Any]:
-    """`overall` and `tasks` of the episodes that two evaluations share; `p_holm` of a task is for all tasks together.
+def compare(first: Results, others: Sequence[Results]) -> list[dict[str, Any]]:
+    """Each of `others` against the first: `overall`, and `tasks` by name, as `judge` has them.
 
-    Call `require_paired` before.
+    `overall` is corrected for the number of comparisons, and a task for the number of tasks (Holm). Call
+    `require_paired` before.
     """
-    by_task: dict[str, list[tuple[bool, bool]]] = {task: [] for task in first["tasks"]}
+    by_task = [_outcomes(first, other) for other in others]
+    overall = _judge_all([Pairs.count(o for outcomes in found.values() for o in outcomes) for found in by_task])
+    tasks = [
+        dict(zip(found, _judge_all([Pairs.count(outcomes) for outcomes in found.values()]), strict=True))
+        for found in by_task
+    ]
+    return [{"overall": judged, "tasks": judged_tasks} for judged, judged_tasks in zip(overall, tasks, strict=True)]
+
+
+def _outcomes(first: Results, other: Results) -> dict[str, list[tuple[bool, bool]]]:
+    """Task -> outcomes of both in every episode that counts; without the tasks in which none does."""
+    found: dict[str, list[tuple[bool, bool]]] = {}
     for a, b in zip(first["episodes"], other["episodes"], strict=True):
         if a["valid"]:
-            by_task[a["task"]].append((a["success"], b["success"]))
-    tasks = {task: judge(Pairs.count(outcomes)) for task, outcomes in by_task.items() if outcomes}
-    for found, corrected in zip(tasks.values(), holm([found["p"] for found in tasks.values()]), strict=True):
-        found["p_holm"] = corrected
-    overall = judge(Pairs.count(outcome for outcomes in by_task.values() for outcome in outcomes))
-    return {"overall": overall, "tasks": tasks}
+            found.setdefault(a["task"], []).append((a["success"], b["success"]))
+    return found
 
 
-def judge(pairs: Pairs) -> dict[str, Any]:
-    """What the pairs say, as plain values.
+def _judge_all(pairs: Sequence[Pairs]) -> list[dict[str, Any]]:
+    corrected = holm([mcnemar(found.only_a, found.only_b) for found in pairs])
+    return [judge(found, p, len(pairs)) for found, p in zip(pairs, corrected, strict=True)]
+
+
+def judge(pairs: Pairs, p_holm: float | None = None, tests: int = 1) -> dict[str, Any]:
+    """What the pairs say, as plain values. `p_holm`: the p-value corrected for the number of `tests`.
 
     `better`: `a`, `b` or None while it is not settled at 5 %; `difference`: success rate of b less that of a, with
-    its `interval`; `p`: of the exact test; `confidence`: 1 - p, the highest level at which the test finds a
-    difference; `more_episodes`: how many more would settle it with a probability of 80 %, should the rates observed
-    so far be the true ones: 0 when it is settled, None when more than 20000 would be needed.
+    its `interval`; `p`: of the exact test; `confidence`: 1 - `p_holm`, the highest level at which a difference is
+    found; `more_episodes`: how many more would settle it with a probability of 80 %, should the rates observed so far
+    be the true ones: 0 when it is settled, None when more than 20000 would be needed.
     """
     p, n = mcnemar(pairs.only_a, pairs.only_b), pairs.episodes
-    settled = p <= ALPHA
-    needed = n if settled else episodes_needed(pairs.only_a / n, pairs.only_b / n)
+    p_holm = p if p_holm is None else p_holm
+    settled = p_holm <= ALPHA
+    needed = n if settled else episodes_needed(pairs.only_a / n, pairs.only_b / n, ALPHA / tests)
     return {
         "episodes": n,
         "success_rate_a": (pairs.both + pairs.only_a) / n,
@@ -74,7 +88,8 @@ def judge(pairs: Pairs) -> dict[str, Any]:
         "difference": pairs.difference,
         "interval": list(paired_interval(pairs)),
         "p": p,
-        "confidence": 1 - p,
+        "p_holm": p_holm,
+        "confidence": 1 - p_holm,
         "better": ("b" if pairs.difference > 0 else "a") if settled else None,
         "more_episodes": None if needed is None else max(needed - n, 0 if settled else 1),
     }
@@ -83,15 +98,14 @@ def judge(pairs: Pairs) -> dict[str, Any]:
 def sentence(found: Results, a: str, b: str) -> str:
     """The judgement of `judge` in words, for policies called `a` and `b`."""
     low, high = found["interval"]
-    p = found.get("p_holm", found["p"])
     facts = (
         f"({found['success_rate_b']:.1%} against {found['success_rate_a']:.1%} in {found['episodes']} episodes; "
         f"difference {100 * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
-        f"exact McNemar p = {p:.2g})"
+        f"exact McNemar p = {found['p_holm']:.2g})"
     )
-    if p <= ALPHA:
-        winner, loser = (b, a) if found["difference"] > 0 else (a, b)
-        return f"{winner} is better than {loser}, with {_confidence(p)} confidence {facts}"
+    if found["better"]:
+        winner, loser = (b, a) if found["better"] == "b" else (a, b)
+        return f"{winner} is better than {loser}, with {_confidence(found['p_holm'])} confidence {facts}"
     if found["more_episodes"] is None:
         more = "at the rates seen so far, 20000 would not"
     else:

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,31 +74,31 @@ def paired_interval(pairs: Pairs, z: float = Z95) -> tuple[float, float]:
     return pairs.difference - low, pairs.difference + high
 
 
-def episodes_needed(only_a: float, only_b: float, power: float = POWER, most: int = MOST_EPISODES) -> int | None:
-    """Episodes after which the exact test would find a difference, at 5 %, with that probability.
+def episodes_needed(only_a: float, only_b: float, alpha: float = ALPHA) -> int | None:
+    """Episodes after which the exact test would find a difference, at the level `alpha`, with a probability of 80 %.
 
     `only_a`, `only_b`: the rates of discordant episodes, of which the observed ones are estimates. None when more than
-    `most` would be needed, as always when the rates are equal.
+    `MOST_EPISODES` would be needed, as always when the rates are equal.
     """
     if only_a == only_b:
         return None
     enough = 1
-    while mcnemar_power(enough, only_a, only_b) < power:
+    while mcnemar_power(enough, only_a, only_b, alpha) < POWER:
         enough *= 2
-        if enough > 2 * most:
+        if enough > 2 * MOST_EPISODES:
             return None
     too_few = enough // 2
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
-        if mcnemar_power(middle, only_a, only_b) < power:
+        if mcnemar_power(middle, only_a, only_b, alpha) < POWER:
             too_few = middle
         else:
             enough = middle
-    return enough if enough <= most else None
+    return enough if enough <= MOST_EPISODES else None
 
 
-def mcnemar_power(episodes: int, only_a: float, only_b: float) -> float:
-    """The probability that the exact test finds a difference, at 5 %, in that many episodes.
+def mcnemar_power(episodes: int, only_a: float, only_b: float, alpha: float = ALPHA) -> float:
+    """The probability that the exact test finds a difference, at the level `alpha`, in that many episodes.
 
     Exact where few are discordant, else the normal approximation of Connett, Smith and McHugh (Statistics in Medicine
     1987).
@@ -105,18 +106,18 @@ def mcnemar_power(episodes: int, only_a: float, only_b: float) -> float:
     discordant, difference = only_a + only_b, abs(only_b - only_a)
     if episodes * discordant > _EXACT_UP_TO:
         spread = math.sqrt(max(discordant - difference**2, 1e-12))
-        z = (difference * math.sqrt(episodes) - Z95 * math.sqrt(discordant)) / spread
+        z = (difference * math.sqrt(episodes) - NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(discordant)) / spread
         return 0.5 * math.erfc(-z / math.sqrt(2))
     tosses = np.arange(min(episodes, int(episodes * discordant + 8 * math.sqrt(episodes * discordant) + 8)) + 1)
     share = only_b / discordant
-    found = np.array([_rejects(int(t), share) for t in tosses])
+    found = np.array([_rejects(int(t), share, alpha) for t in tosses])
     return float(np.exp(_log_binomial(episodes, tosses, discordant)) @ found)
 
 
 @functools.lru_cache(maxsize=4096)
-def _rejects(tosses: int, share: float) -> float:
+def _rejects(tosses: int, share: float, alpha: float) -> float:
     """The probability of a significant result among that many discordant episodes, a `share` of them b's."""
-    most = int(np.searchsorted(_cdf(tosses), ALPHA / 2, side="right")) - 1  # 2 P(X <= most) <= 5 %
+    most = int(np.searchsorted(_cdf(tosses), alpha / 2, side="right")) - 1  # 2 P(X <= most) <= alpha
     if most < 0:
         return 0.0
     k = np.arange(tosses + 1)

@@ -72,16 +72,15 @@ def success_section(results: Results) -> str:
         cells = [
             e(name),
             f"{tally['successes']}/{tally['episodes']}",
-            rate(tally),
-            spread(tally),
+            _rate_and_spread(tally),
             bar(tally, beside.get(WRONG_INSTRUCTION)),
-            *(f"{rate(other)} <small>{spread(other)}</small>" for other in beside.values()),
+            *map(_rate_and_spread, beside.values()),
             str(tally["broken"]),
             str(tally["invalid"]),
         ]
         line = row(*cells, number=True)
         found.append(line.replace("<tr>", "<tr class=all>", 1) if name == "overall" else line)
-    heads = ["task", "success", "rate", "interval", "", *map(label, others), "broke down", "invalid"]
+    heads = ["task", "success", "rate", "", *map(label, others), "broke down", "invalid"]
     text = f"Bars: success rate and {kind_of_interval(results)}."
     if "sequence95" in results["overall"]:
         text += " They hold whenever one stops; the overall rate is the mean of the tasks'."
@@ -101,10 +100,13 @@ def randomization_section(results: Results) -> str:
         return ""
     found = []
     for name, tally, beside in rows(results, others):
-        cells = (f"{rate(other)}<br><small>{spread(other)}</small>" for other in (tally, *beside.values()))
-        line = row(e(name), *cells, number=True)
+        line = row(e(name), *map(_rate_and_spread, (tally, *beside.values())), number=True)
         found.append(line.replace("<tr>", "<tr class=all>", 1) if name == "overall" else line)
     overall = (results["overall"], *(results[key]["overall"] for key in others))
     found.append(row("", *(bar(tally, width=110) for tally in overall)))
     heads = ["task", results["randomization"], *map(label, others)]
     return section("Success under randomization", card(table(heads, found)), note("The same seeds under each preset."))
+
+
+def _rate_and_spread(tally: Results) -> str:
+    return f"{rate(tally)}<br><small>{spread(tally)}</small>"

@@ -16,18 +16,16 @@ def print_table(results: Mapping[str, Any]) -> None:
     table = Table(title=f"success on {results['suite']}, {kind_of_interval(results)}")
     table.add_column("task")
     for column in ("success", "interval", *map(label, others)):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, tally, beside in rows(results, others):
         if name == "overall":
             table.add_section()
         cells = [name, f"{tally['successes']}/{tally['episodes']}  {rate(tally)}", spread(tally)]
-        table.add_row(*cells, *(f"{rate(other)}  {spread(other)}" for other in beside.values()))
+        table.add_row(*cells, *(f"{rate(other)}\n{spread(other)}" for other in beside.values()))
     console = Console()
     console.print(table)
     overall = results["overall"]
     if overall["broken"]:
-        console.print(
-            f"{overall['broken']} episodes broke down and count as failures (the report says how to rerun them)"
-        )
+        console.print(f"broke down, counted as failures: {overall['broken']} (the report says how to run them again)")
     if overall["invalid"]:
-        console.print(f"{overall['invalid']} seeds are invalid and do not count (the report says why)")
+        console.print(f"invalid seeds, not counted: {overall['invalid']} (the report says why)")

@@ -5,8 +5,9 @@ between the highest and the lowest third (between the best and the worst value),
 axes of a condition at once (Bonferroni), so that of many axes without any effect one rarely stands out.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -38,11 +39,22 @@ def sensitivity(outcomes: Sequence[tuple[Draws, bool]], error: float = 0.05) -> 
     out.
     """
     axes = {axis: _groups(values) for axis, values in _by_axis(outcomes).items()}
-    axes = {axis: groups for axis, groups in axes.items() if len(groups) > 1}
-    comparisons = sum(1 if _ordered(groups) else len(list(combinations(groups, 2))) for groups in axes.values())
-    z = NormalDist().inv_cdf(1 - error / (2 * max(comparisons, 1)))
-    found = [_axis(axis, groups, z) for axis, groups in axes.items()]
+    axes = {axis: groups for axis, groups in axes.items() if len(groups.outcomes) > 1}
+    z = NormalDist().inv_cdf(1 - error / (2 * max(sum(groups.comparisons for groups in axes.values()), 1)))
+    found = [_judged(axis, groups, z) for axis, groups in axes.items()]
     return sorted(found, key=lambda item: (not item["matters"], -abs(item["effect"])))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Label -> outcomes. `ordered`: by a number, so that the ends are compared, and not each with each."""
+
+    ordered: bool
+    outcomes: Mapping[str, Sequence[bool]]
+
+    @property
+    def comparisons(self) -> int:
+        return 1 if self.ordered else math.comb(len(self.outcomes), 2)
 
 
 def _by_axis(outcomes: Sequence[tuple[Draws, bool]]) -> dict[str, list[tuple[Any, bool]]]:
@@ -65,18 +77,19 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
         yield name, value
 
 
-def _groups(values: Sequence[tuple[Any, bool]]) -> dict[str, list[bool]]:
-    """Label -> outcomes; empty where the axis cannot be divided into groups of `LEAST`."""
+def _groups(values: Sequence[tuple[Any, bool]]) -> _Groups:
+    """Without any group where the axis cannot be divided into ones of `LEAST`."""
     drawn = [value for value, _ in values]
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in drawn):
+    ordered = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in drawn)
+    groups: dict[str, list[bool]] = {}
+    if ordered:
         groups = _terciles(np.array(drawn, np.float64), np.array([success for _, success in values]))
     else:
-        groups = {}
         for value, success in values:
             groups.setdefault(str(value).lower() if isinstance(value, bool) else str(value), []).append(success)
-        if len(groups) > _MOST_VALUES:
-            return {}
-    return {label: found for label, found in groups.items() if len(found) >= LEAST}
+    if not ordered and len(groups) > _MOST_VALUES:
+        return _Groups(ordered, {})
+    return _Groups(ordered, {label: found for label, found in groups.items() if len(found) >= LEAST})
 
 
 def _terciles(drawn: Any, successes: Any) -> dict[str, list[bool]]:
@@ -89,15 +102,10 @@ def _terciles(drawn: Any, successes: Any) -> dict[str, list[bool]]:
     return {f"{edges[i]:.3g} to {edges[i + 1]:.3g}": successes[third == i].tolist() for i in range(3)}
 
 
-def _ordered(groups: Mapping[str, Any]) -> bool:
-    """Groups of numbers are compared end with end, others each with each."""
-    return len(groups) == 2 or all(label.split(" to ")[0].lstrip("-")[:1].isdigit() for label in groups)
-
-
-def _axis(axis: str, groups: Mapping[str, list[bool]], z: float) -> dict[str, Any]:
-    counts = [(sum(found), len(found)) for found in groups.values()]
+def _judged(axis: str, groups: _Groups, z: float) -> dict[str, Any]:
+    counts = [(sum(found), len(found)) for found in groups.outcomes.values()]
     low, high = counts[0], counts[-1]
-    if not _ordered(groups):
+    if not groups.ordered:
         low, high = (choose(counts, key=lambda count: count[0] / count[1]) for choose in (min, max))
     bounds = difference_interval(*high, *low, z=z)
     return {
@@ -110,7 +118,7 @@ def _axis(axis: str, groups: Mapping[str, list[bool]], z: float) -> dict[str, An
                 "success_rate": successes / episodes,
                 "wilson95": list(wilson_interval(successes, episodes)),
             }
-            for label, (successes, episodes) in zip(groups, counts, strict=True)
+            for label, (successes, episodes) in zip(groups.outcomes, counts, strict=True)
         ],
         "effect": high[0] / high[1] - low[0] / low[1],
         "interval": list(bounds),

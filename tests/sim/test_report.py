@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from volar.sim.report import print_table, write_report
+from volar.sim.report import write_report
+from volar.sim.report_terminal import print_table
+from volar.sim.sensitivity import sensitivity
+from volar.sim.sequential import confidence_sequence
 from volar.sim.video import write_mp4
 from volar.sim.wilson import wilson_interval
 
@@ -16,7 +19,28 @@ from volar.sim.wilson import wilson_interval
 def _tally(successes: int, episodes: int) -> dict[str, Any]:
     interval = list(wilson_interval(successes, episodes))
     rate = successes / episodes
-    return {"successes": successes, "episodes": episodes, "success_rate": rate, "wilson95": interval, "invalid": 1}
+    tally = {"successes": successes, "episodes": episodes, "success_rate": rate, "wilson95": interval}
+    return {**tally, "invalid": 1, "broken": 1}
+
+
+def _episode(index: int, **other: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "task": "lift",
+        "condition": "standard",
+        "index": index,
+        "seed": 70 + index,
+        "steps": 3,
+        "success": False,
+    }
+    return {
+        **facts,
+        "holds": {"policy_pending": 2},
+        "valid": True,
+        "broken": False,
+        "reason": "",
+        "replay": "",
+        **other,
+    }
 
 
 @pytest.fixture
@@ -45,8 +69,15 @@ def results(tmp_path: Path) -> dict[str, Any]:
         "latency_ms": 20.0,
         "versions": {"volar": "0.1.0"},
         **standard,
-        "wrong_instruction": wrong,
-        "episodes": [{"holds": {"policy_pending": 2}}, {"holds": {"policy_pending": 3, "workspace": 1}}],
+        "conditions": ["wrong_instruction"],
+        "wrong_instruction": wrong | {"episodes": []},
+        "episodes": [
+            _episode(0),
+            _episode(1, broken=True, reason="RuntimeError: <fire>", replay="replays/lift_0001_standard.npz"),
+            _episode(2, valid=False, reason="the red block moves by 0.100 m by itself", holds={}),
+        ],
+        "learning_curve": [],
+        "sensitivity": {},
         "margins": {"position": 0.4, "velocity": 0.5, "acceleration": 0.05, "jerk": 0.6},
         "replay": {"episodes": 2, "identical": 2},
         "videos": films,
@@ -63,15 +94,71 @@ def test_report_shows_every_task_with_interval_and_films(tmp_path: Path, results
     assert "Training loss" in page
 
 
-def test_a_third_condition_has_its_own_column(
+def test_other_conditions_have_their_own_columns(
     tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out = {"overall": _tally(21, 30), "tasks": {"reach": _tally(15, 20), "lift": _tally(6, 10)}}
-    page = write_report(tmp_path, results | {"held_out_instruction": held_out}).read_text()
+    held_out = {"overall": _tally(21, 30), "tasks": {"reach": _tally(15, 20), "lift": _tally(6, 10)}, "episodes": []}
+    visual = {"overall": _tally(11, 30), "tasks": {"reach": _tally(8, 20), "lift": _tally(3, 10)}, "episodes": []}
+    both = {"held_out_instruction": held_out, "randomization:visual": visual}
+    found = results | both | {"conditions": [*results["conditions"], *both]}
+    page = write_report(tmp_path, found).read_text()
     for text in ("new phrasing", "no demonstration has", "70.0%", "75.0%", "10.0%"):
         assert text in page
-    print_table(results | {"held_out_instruction": held_out})
-    assert "70.0%" in capsys.readouterr().out
+    for text in ("Success under randomization", "<th>none</th><th>visual</th>", "36.7%", "the hardest"):
+        assert text in page
+    print_table(found)
+    said = capsys.readouterr().out
+    assert "70.0%" in said
+    assert "36.7%" in said
+    assert "visual" in said
+
+
+def test_lost_episodes_are_listed_with_the_command_that_shows_them_again(
+    tmp_path: Path, results: dict[str, Any]
+) -> None:
+    page = write_report(tmp_path, results).read_text()
+    assert "RuntimeError: &lt;fire&gt;" in page
+    assert f"volar-evaluate replay {tmp_path}/replays/lift_0001_standard.npz" in page
+    assert "the red block moves by 0.100 m by itself" in page
+    whole = results | {"episodes": [_episode(0)]}
+    assert "Lost episodes" not in write_report(tmp_path, whole).read_text()
+
+
+def test_several_checkpoints_make_a_learning_curve(tmp_path: Path, results: dict[str, Any]) -> None:
+    curve = [{"step": 100 * i, **_tally(7 * i, 30)} for i in (1, 2, 3, 4)]
+    page = write_report(tmp_path, results | {"learning_curve": curve}).read_text()
+    assert "Success against training" in page
+    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', page)]
+    assert len(heights) == 4
+    assert heights == sorted(heights, reverse=True)  # better is higher
+    assert "step 400: 28 of 30" in page
+    assert "Success against training" not in write_report(tmp_path, results | {"learning_curve": curve[:1]}).read_text()
+
+
+def test_axes_that_matter_come_first(tmp_path: Path, results: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [{"gravity": float(g), "friction": float(f)} for g, f in rng.uniform(0, 1, (200, 2))]
+    axes = sensitivity([(draws, draws["friction"] > 0.4) for draws in drawn])
+    page = write_report(tmp_path, results | {"sensitivity": {"randomization:full": axes}}).read_text()
+    assert page.index("<td>friction</td>") < page.index("matters</span>") < page.index("<td>gravity</td>")
+    assert "no clear effect" in page
+
+
+def test_a_stopped_evaluation_does_not_call_its_intervals_wilsons(
+    tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(tally: dict[str, Any]) -> dict[str, Any]:
+        bounds = confidence_sequence(tally["successes"], tally["episodes"])
+        return tally | {"wilson95": None, "sequence95": list(bounds), "stopped": True, "margin": 0.1}
+
+    tasks = {task: stopped(tally) for task, tally in results["tasks"].items()}
+    found = {key: value for key, value in results.items() if key != "wrong_instruction"} | {"conditions": []}
+    found |= {"overall": stopped(results["overall"]), "tasks": tasks}
+    page = write_report(tmp_path, found).read_text()
+    print_table(found)
+    for text in (page, " ".join(capsys.readouterr().out.split())):
+        assert "confidence sequences" in text
+        assert "Wilson" not in text
 
 
 def test_report_needs_nothing_from_elsewhere(tmp_path: Path, results: dict[str, Any]) -> None:

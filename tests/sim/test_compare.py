@@ -1,0 +1,189 @@
+"""Two evaluations of the same episodes: who is better is said only where it is known, and only if they are the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from volar.robots.errors import UsageError, VolarError
+from volar.sim import compare as verb
+from volar.sim.compare import CompareConfig, compare_evaluations
+from volar.sim.comparison import judge, names_of, sentence
+from volar.sim.evaluate import EvaluateConfig, evaluate
+from volar.sim.paired_test import Pairs
+
+
+def results(outcomes: dict[str, list[bool]], **other: Any) -> dict[str, Any]:
+    """As results.json, of an evaluation with these outcomes."""
+    episodes = [
+        {"task": task, "index": i, "seed": 100 + i, "success": found, "valid": True, "broken": False,
+         "start_sha256": f"{task}{i}"}
+        for task, all_found in outcomes.items()
+        for i, found in enumerate(all_found)
+    ]  # fmt: skip
+    tasks = {task: {"episodes": len(found), "invalid": 0} for task, found in outcomes.items()}
+    facts = {
+        "policy": "p",
+        "policy_sha256": "f" * 64,
+        "suite": "tabletop",
+        "robot": "fr3",
+        "seed": 0,
+        "max_steps": None,
+    }
+    facts |= {"randomization": "none", "stop": "never", "versions": {"volar": "0.1.0", "mujoco": "4.0"}, "overall": {}}
+    return {**facts, "tasks": tasks, "episodes": episodes, **other}
+
+
+def save(folder: Path, found: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(found))
+    return folder
+
+
+def outcomes(rate: float, count: int, seed: int) -> list[bool]:
+    return (np.random.default_rng(seed).random(count) < rate).tolist()
+
+
+def test_a_clearly_better_policy_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = {"reach": outcomes(0.9, 100, 0), "lift": outcomes(0.3, 100, 1)}
+    better = {
+        "reach": base["reach"],
+        "lift": [a or b for a, b in zip(base["lift"], outcomes(0.4, 100, 2), strict=True)],
+    }
+    folders = save(tmp_path / "base", results(base)), save(tmp_path / "better", results(better))
+    found = compare_evaluations(CompareConfig(folders, output=tmp_path / "out"))
+    (comparison,) = found["comparisons"]
+    assert comparison["overall"]["better"] == comparison["tasks"]["lift"]["better"] == "b"
+    assert comparison["overall"]["more_episodes"] == 0
+    assert comparison["overall"]["difference"] == pytest.approx((sum(better["lift"]) - sum(base["lift"])) / 200)
+    low, high = comparison["overall"]["interval"]
+    assert 0 < low < comparison["overall"]["difference"] < high
+    assert comparison["tasks"]["reach"]["p"] == 1.0
+    assert comparison["tasks"]["reach"]["better"] is None
+    said = capsys.readouterr().out
+    assert "better is better than base, with more than 99.9 % confidence" in said
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == found
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "b is better" in page
+    assert "http" not in page
+
+
+def test_the_order_of_the_evaluations_only_changes_the_sign(tmp_path: Path) -> None:
+    one, two = results({"lift": outcomes(0.4, 60, 3)}), results({"lift": outcomes(0.7, 60, 4)})
+    a, b = save(tmp_path / "a", one), save(tmp_path / "b", two)
+    there = compare_evaluations(CompareConfig((a, b), output=tmp_path / "ab"))["comparisons"][0]["overall"]
+    back = compare_evaluations(CompareConfig((b, a), output=tmp_path / "ba"))["comparisons"][0]["overall"]
+    assert back["p"] == there["p"]
+    assert back["difference"] == -there["difference"]
+    assert back["interval"] == pytest.approx([-value for value in reversed(there["interval"])])
+    assert {there["better"], back["better"]} == {"a", "b"}
+
+
+def test_what_is_not_settled_says_how_many_more_episodes_would() -> None:
+    found = judge(Pairs(both=40, only_a=3, only_b=6, neither=1))
+    assert found["better"] is None
+    assert found["more_episodes"] > 100
+    assert f"about {found['more_episodes']} more would" in sentence(found, "a", "b")
+    equal = judge(Pairs(both=40, only_a=4, only_b=4, neither=2))
+    assert equal["more_episodes"] is None
+    assert "20000 would not" in sentence(equal, "a", "b")
+
+
+def test_several_evaluations_are_each_compared_with_the_first(tmp_path: Path) -> None:
+    rates = {"a": 0.4, "b": 0.45, "c": 0.9}
+    folders = [save(tmp_path / n, results({"lift": outcomes(r, 80, i)})) for i, (n, r) in enumerate(rates.items())]
+    found = compare_evaluations(CompareConfig(tuple(folders), output=tmp_path / "out"))["comparisons"]
+    assert [(c["a"], c["b"]) for c in found] == [("a", "b"), ("a", "c")]
+    assert all(c["overall"]["p_holm"] >= c["overall"]["p"] for c in found)
+    assert found[1]["overall"]["p_holm"] == pytest.approx(2 * found[1]["overall"]["p"])
+    assert [c["overall"]["better"] for c in found] == [None, "b"]
+
+
+def test_what_only_one_of_several_tests_would_find_is_not_settled() -> None:
+    pairs = Pairs(both=20, only_a=1, only_b=9, neither=20)  # p = 0.021
+    alone, among_five = judge(pairs), judge(pairs, p_holm=5 * 0.0215, tests=5)
+    assert (alone["better"], alone["more_episodes"]) == ("b", 0)
+    assert among_five["better"] is None
+    assert among_five["more_episodes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "seed 0 and 1"),
+        ({"robot": "ur5e", "randomization": "full"}, "robot fr3 and ur5e; randomization none and full"),
+        ({"max_steps": 5}, "max_steps None and 5"),
+        ({"stop": "sequential"}, "stop=never resume=true"),
+    ],
+)
+def test_evaluations_of_other_episodes_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    plain = {"lift": [True, False, True]}
+    folders = save(tmp_path / "a", results(plain)), save(tmp_path / "b", results(plain, **changes))
+    with pytest.raises(VolarError, match=says):
+        compare_evaluations(CompareConfig(folders, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_tasks_other_numbers_and_other_scenes_are_refused(tmp_path: Path) -> None:
+    first = save(tmp_path / "a", results({"lift": [True, False]}))
+    other = results({"lift": [True, False]})
+    other["episodes"][1]["start_sha256"] = "elsewhere"
+    for i, (found, says) in enumerate(
+        [
+            (results({"reach": [True, False]}), "tasks lift and reach"),
+            (results({"lift": [True, False, True]}), "episodes 2 and 3"),
+            (other, "did not start episode 1 of lift in the same scene"),
+        ]
+    ):
+        with pytest.raises(VolarError, match=says):
+            compare_evaluations(CompareConfig((first, save(tmp_path / f"b{i}", found)), output=tmp_path / "out"))
+
+
+def test_invalid_seeds_are_in_no_pair_and_broken_episodes_are_failures(tmp_path: Path) -> None:
+    pair = results({"lift": [True] * 4}), results({"lift": [True] * 4})
+    for found in pair:
+        found["episodes"][0] |= {"valid": False, "success": False}
+    pair[1]["episodes"][1] |= {"broken": True, "success": False, "start_sha256": ""}  # the worker died of it
+    folders = tuple(save(tmp_path / name, found) for name, found in zip("ab", pair, strict=True))
+    overall = compare_evaluations(CompareConfig(folders, output=tmp_path / "out"))["comparisons"][0]["overall"]
+    assert (overall["episodes"], overall["only_a"], overall["both"]) == (3, 1, 2)
+
+
+def test_the_command_line_takes_any_number_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [save(tmp_path / name, results({"lift": [True, False]})) for name in ("it's", "b, c", "d")]
+    words = [*map(str, odd), f"output={tmp_path / 'out'}"]
+    assert verb.main(words) == 0
+    assert "it's" in capsys.readouterr().out
+    assert verb.main(words) == 1
+    assert "holds a comparison; give another output=, or overwrite=true" in capsys.readouterr().err
+    assert verb.main([*words, "overwrite=true"]) == 0
+    capsys.readouterr()
+    assert verb.main([str(odd[0])]) == 2
+    assert "two evaluations or more" in capsys.readouterr().err
+    assert verb.main([str(odd[0]), str(tmp_path / "nowhere")]) == 1
+    assert "no results.json at" in capsys.readouterr().err
+    assert verb.main(["--help"]) == 0
+    assert "McNemar" in capsys.readouterr().out
+
+
+def test_one_evaluation_is_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two evaluations or more"):
+        compare_evaluations(CompareConfig((tmp_path,)))
+
+
+def test_short_names_tell_evaluations_apart() -> None:
+    assert names_of([Path("runs/a/evaluation"), Path("runs/b/evaluation")]) == ["a/evaluation", "b/evaluation"]
+    assert names_of([Path("x"), Path("y/results.json")]) == ["x", "y"]
+    assert len(set(names_of([Path("x"), Path("x")]))) == 2
+
+
+def test_real_evaluations_of_two_policies_are_paired(artifact_folder: Path, tmp_path: Path) -> None:
+    """Twice the same policy, once slower to answer: other commands, the same scenes."""
+    plain = {"policy": artifact_folder, "tasks": ("reach",), "episodes": 3, "videos": 0, "workers": 1}
+    for name, latency_ms in (("fast", 20.0), ("slow", 120.0)):
+        config = EvaluateConfig(**plain, wrong_instruction=False, latency_ms=latency_ms, output=tmp_path / name)  # type: ignore[arg-type]
+        evaluate(config)
+    found = compare_evaluations(CompareConfig((tmp_path / "fast", tmp_path / "slow"), output=tmp_path / "out"))
+    assert found["comparisons"][0]["overall"]["episodes"] == 3
