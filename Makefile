@@ -42,8 +42,12 @@ setup: .venv/.installed .venv/.rendering ## .venv with everything in it, and a c
 	@.ci/rendering $(BIN)/python
 	@touch $@
 
+.venv/.browser: .ci/browser | .venv/.installed
+	@.ci/browser
+	@touch $@
+
 # A test file stays in one process, so that its fixtures (a data set, a trained policy) are made once.
-test: setup ## the whole test suite
+test: setup .venv/.browser ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15
 
 lint: .venv/.installed ## ruff, and mypy --strict
