@@ -12,7 +12,7 @@ import numpy as np
 from volar.robots.action_space import end_effector_delta
 from volar.robots.parallel_gripper import ParallelGripper
 from volar.robots.primitives import GREY, WHITE, Capsule, add_capsule, add_servo
-from volar.robots.spec import RobotSpec, Vector
+from volar.robots.spec import STATE_NAMES, STATE_UNITS, RobotSpec, Vector
 
 if TYPE_CHECKING:
     import mujoco
@@ -131,22 +131,12 @@ FR3 = RobotSpec(
     workspace_high=(0.75, 0.35, 0.60),
     cameras=("front", "wrist"),
     action=end_effector_delta(),
-    state_names=(
-        "ee_x",
-        "ee_y",
-        "ee_z",
-        "ee_r11",
-        "ee_r21",
-        "ee_r31",
-        "ee_r12",
-        "ee_r22",
-        "ee_r32",
-        "gripper_width",
-    ),
-    state_units=("m",) * 3 + ("1",) * 6 + ("m",),
+    state_names=STATE_NAMES,
+    state_units=STATE_UNITS,
     joint_states_topic="/joint_states",
     trajectory_topic="/joint_trajectory_controller/joint_trajectory",
     gripper_action="/fr3_gripper/gripper_cmd",
     velocity_bounds=velocity_bounds,
     add_to=add_to,
+    add_hand=GRIPPER.add_to,
 )
