@@ -106,12 +106,12 @@ def push_along(state: SceneState, point: Vector, direction: Vector, *, behind_m:
     The closed fingers go down `behind_m` behind the point, to its height, then forward. They may be low between there
     and `touching_m` behind the point, about the distance at which they touch it.
     """
-    offset = state.tcp - point
+    offset = state.fingertips - point
     along = float(offset[:2] @ direction[:2])
     across = float(np.linalg.norm(offset[:2] - along * direction[:2]))
     outside = max(-along - behind_m, along + touching_m, 0.0)
     height = point[2] + funnel(float(np.hypot(outside, across)))
-    step = towards(state.tcp, np.array([*(point - behind_m * direction)[:2], height]))
+    step = towards(state.fingertips, np.array([*(point - behind_m * direction)[:2], height]))
     ready = ramp(float(offset[2]), 0.025, 0.01) * ramp(across, 0.02, 0.01)
     step += ready * (_PUSH_STEP_M - float(step @ direction)) * direction
     return action(step, CLOSED)

@@ -139,7 +139,7 @@ def add_drawers(spec: "mujoco.MjSpec", s: float) -> None:
     for color in COLORS:
         paint = RGBA[color]
         body = _fixed(spec, f"drawer_{color}")
-        _box(body, s, (0, 0, 2 * hz - 0.003), (hx, hy, 0.003), paint)  # the top: seen from above
+        _box(body, s, (0, 0, 2 * hz - 0.002), (hx, hy, 0.003), paint)  # the top, a little above the sides
         for side in (-1, 1):
             _box(body, s, (0, side * (hy - 0.004), hz), (hx, 0.004, hz), GREY)
         _box(body, s, (hx - 0.004, 0, hz), (0.004, hy, hz), GREY)

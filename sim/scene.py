@@ -69,7 +69,9 @@ class Placement:
 class SceneState:
     """What predicates and experts see, in table coordinates: `tcp` (3,) end-effector site [m], `blocks` (4, 3)
     centres in the order of `COLORS` [m], `plate` (3,) centre [m], NaN without one, gripper width [m]. `props`: name ->
-    (3,) site of each of the task's other things [m]; `joints`: name -> positions of their joints [m, rad]."""
+    (3,) site of each of the task's other things [m]; `joints`: name -> positions of their joints [m, rad].
+    `fingertips` (3,): the middle between the fingers' pads, at the height of `tcp`; only with a hand of which one jaw
+    stands still is that another point, and where closed fingers push."""
 
     tcp: Vector
     blocks: Vector
@@ -77,6 +79,7 @@ class SceneState:
     gripper_width_m: float
     props: Mapping[str, Vector] = field(default_factory=dict)
     joints: Mapping[str, float] = field(default_factory=dict)
+    fingertips: Vector = field(default_factory=lambda: np.full(3, np.nan))
 
     def block(self, color: str) -> Vector:
         """Centre (3,) of the block of that colour [m]."""
@@ -180,6 +183,7 @@ class SceneReader:
         self._tcp = model.site(robot.ee_site).id
         self._blocks = [model.body(f"block_{color}").id for color in COLORS]
         self._fingers = [model.joint(name).qposadr[0] for name in robot.gripper_joint_names]
+        self._pads = [i for i in range(model.ngeom) if model.geom(i).name.endswith("_pad")]
         bodies = {model.body(i).name: i for i in range(model.nbody)}
         self._plate = bodies.get("plate")
         kinds = tuple(PROPS)
@@ -196,13 +200,16 @@ class SceneReader:
     def read(self, data: "mujoco.MjData") -> SceneState:
         """The state of a scene whose positions have been computed."""
         to_table, qpos = self._table.to_table, data.qpos
+        tcp = data.site_xpos[self._tcp].copy()
+        middle = data.geom_xpos[self._pads].mean(axis=0) if self._pads else tcp
         return SceneState(
-            tcp=to_table(data.site_xpos[self._tcp].copy()),
+            tcp=to_table(tcp),
             blocks=to_table(data.xpos[self._blocks]),
             plate=np.full(3, np.nan) if self._plate is None else to_table(data.xpos[self._plate].copy()),
             gripper_width_m=self._robot.gripper_width(qpos[self._fingers]) / self._table.scale,
             props={name: to_table(data.site_xpos[i].copy()) for name, i in self._sites.items()},
             joints={name: float(qpos[i]) * unit for name, (i, unit) in self._joints.items()},
+            fingertips=to_table(np.array([middle[0], middle[1], tcp[2]])),
         )
 
 

@@ -42,6 +42,6 @@ class PressButton(Task):
 
     def expert(self, state: SceneState, goal: Goal) -> Vector:
         button = self.target(state, goal)
-        horizontal = float(np.linalg.norm((state.tcp - button)[:2]))
+        horizontal = float(np.linalg.norm((state.fingertips - button)[:2]))
         below = button + np.array([0.0, 0.0, funnel(horizontal) - _BELOW_TOP_M])
-        return action(towards(state.tcp, below), CLOSED)
+        return action(towards(state.fingertips, below), CLOSED)

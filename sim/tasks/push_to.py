@@ -15,6 +15,11 @@ _DISTANCE_M = (0.08, 0.13)  # from the block to the mark
 _ANGLE_MAX_RAD = 0.5  # between the way there and the y axis: fingers push best with their broad side
 _BEHIND_M, _TOUCHING_M = 0.07, 0.03
 _MARK_LOW, _MARK_HIGH = np.array([0.37, -0.18]), np.array([0.58, 0.18])
+_HAND_LOW, _HAND_HIGH = np.array([0.34, -0.24]), np.array([0.60, 0.24])  # where the fingers go down
+
+
+def _within(point: Vector, low: Vector, high: Vector) -> bool:
+    return bool((point[:2] >= low).all() and (point[:2] <= high).all())
 
 
 class PushTo(Task):
@@ -40,7 +45,8 @@ class PushTo(Task):
             angle, distance = rng.uniform(-_ANGLE_MAX_RAD, _ANGLE_MAX_RAD), rng.uniform(*_DISTANCE_M)
             direction = np.array([np.sin(angle), way * np.cos(angle), 0.0])
             mark = goal.start + distance * direction
-            if (mark[:2] < _MARK_LOW).any() or (mark[:2] > _MARK_HIGH).any():
+            hand = goal.start - _BEHIND_M * direction
+            if not (_within(mark, _MARK_LOW, _MARK_HIGH) and _within(hand, _HAND_LOW, _HAND_HIGH)):
                 continue
             others = [(placement.blocks[i], 0.03) for i, color in enumerate(COLORS) if color != goal.color]
             if corridor_free(goal.start, direction, others, behind_m=_BEHIND_M, ahead_m=distance):

@@ -24,7 +24,7 @@ from volar.sim.tasks.layout import (
 from volar.sim.tasks.task import SIDES, instruction, wrong_instruction
 from volar.sim.world import StepDriver, TaskWorld
 
-ROBOTS = ("fr3",)
+ROBOTS = ("fr3", "ur5e", "so101")
 
 
 @pytest.fixture(scope="module", params=[(task, robot) for task in TASKS for robot in ROBOTS], ids="-".join)
@@ -68,7 +68,8 @@ def test_expert_actions_are_within_the_action_space_and_smooth(driver: StepDrive
         answer = world.expert()
         assert (answer >= low).all()
         assert (answer <= high).all()
-        moved = replace(here, tcp=here.tcp + np.array([0.001, 0.0, 0.0]))
+        shift = np.array([0.001, 0.0, 0.0])
+        moved = replace(here, tcp=here.tcp + shift, fingertips=here.fingertips + shift)
         difference = (world.task.expert(moved, world.goal) - world.task.expert(here, world.goal))[:3]
         assert np.abs(difference).max() < 0.006
         driver.step(answer.astype(np.float32))
@@ -167,5 +168,5 @@ def test_unknown_names_are_refused_with_the_near_ones() -> None:
         load_task("lfit")
     with pytest.raises(Unknown, match="tabletop"):
         load_suite("tabeltop")
-    with pytest.raises(Unknown, match="choices: fr3"):
+    with pytest.raises(Unknown, match="choices: fr3, so101, ur5e"):
         TaskWorld("lift", robot="fr4")
