@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volar.robots.action_space import end_effector_delta
-from volar.robots.spec import RobotSpec, Vector
+from volar.robots.parallel_gripper import ParallelGripper
+from volar.robots.primitives import GREY, WHITE, Capsule, add_capsule, add_servo
+from volar.robots.spec import STATE_NAMES, STATE_UNITS, RobotSpec, Vector
 
 if TYPE_CHECKING:
     import mujoco
@@ -51,30 +53,43 @@ def velocity_bounds(q: Vector) -> tuple[Vector, Vector]:
     return lower, upper
 
 
+GRIPPER = ParallelGripper(
+    name="fr3_hand",
+    joint_names=("fr3_finger_joint1", "fr3_finger_joint2"),
+    yaw=HAND_YAW,
+    palm=((0, 0, 0.03), (0.02, 0.1, 0.03)),
+    tcp_m=TCP_D,
+    fingers_m=0.0584,  # franka_description hand.xacro
+    camera=(0.07, 0, 0.02),
+    stroke_m=FINGER_STROKE,
+    mass=HAND_MASS,
+    finger_mass=FINGER_MASS,
+    force_max=GRIP_FORCE,
+)
+
+# In the frame of each link, from the joint to where the next joint sits.
+_SHAPES: tuple[Capsule, ...] = (
+    ((0, 0, -0.14), (0, 0, 0.0), 0.062),
+    ((0, 0, 0.0), (0, -0.14, 0.0), 0.06),
+    ((0, 0, -0.12), (0.06, 0, 0.0), 0.058),
+    ((0, 0, 0.0), (-0.07, 0.09, 0.0), 0.058),
+    ((0, 0, -0.24), (0, 0.04, 0.0), 0.052),
+    ((0, 0, 0.0), (0.07, 0, 0.0), 0.05),
+    ((0, 0, -0.02), (0, 0, 0.07), 0.044),
+)
+
+
 def add_to(spec: "mujoco.MjSpec") -> Any:
     """Adds the arm, hand, wrist camera, `flange` and `tcp` sites and actuators; returns the base body.
 
     Actuators: one position servo a joint, then `gripper`, whose control is the width between the
     fingers [m]. Gravity is compensated on every link, as the real arm's controller does.
     """
-    import mujoco
-
     spec.compiler.degree = False
-    white, grey, dark = [0.92, 0.92, 0.94, 1.0], [0.55, 0.57, 0.6, 1.0], [0.2, 0.21, 0.23, 1.0]
     base = spec.worldbody.add_body(name="fr3_link0")
-    _capsule(base, "fr3_link0", (-0.08, 0, 0.05), (0, 0, 0.14), 0.07, 2.0, white)
-    # Capsule axes in the frame of each link, from the joint to where the next joint sits.
-    shapes: tuple[tuple[tuple[float, float, float], tuple[float, float, float], float], ...] = (
-        ((0, 0, -0.14), (0, 0, 0.0), 0.062),
-        ((0, 0, 0.0), (0, -0.14, 0.0), 0.06),
-        ((0, 0, -0.12), (0.06, 0, 0.0), 0.058),
-        ((0, 0, 0.0), (-0.07, 0.09, 0.0), 0.058),
-        ((0, 0, -0.24), (0, 0.04, 0.0), 0.052),
-        ((0, 0, 0.0), (0.07, 0, 0.0), 0.05),
-        ((0, 0, -0.02), (0, 0, 0.07), 0.044),
-    )
+    add_capsule(base, "fr3_link0", ((-0.08, 0, 0.05), (0, 0, 0.14), 0.07), 2.0, WHITE)
     parent = base
-    for i, (start, end, radius) in enumerate(shapes):
+    for i, shape in enumerate(_SHAPES):
         c, s = np.cos(DH_ALPHA[i]), np.sin(DH_ALPHA[i])
         link = parent.add_body(
             name=f"fr3_link{i + 1}",
@@ -89,103 +104,12 @@ def add_to(spec: "mujoco.MjSpec") -> Any:
             armature=ARMATURE,
             damping=[JOINT_DAMPING, 0.0, 0.0],
         )
-        _capsule(link, f"fr3_link{i + 1}", start, end, radius, LINK_MASS[i], white if i % 2 == 0 else grey)
-        actuator = spec.add_actuator(
-            name=FR3.joint_names[i],
-            target=FR3.joint_names[i],
-            trntype=mujoco.mjtTrn.mjTRN_JOINT,
-            forcerange=[-EFFORT_MAX[i], EFFORT_MAX[i]],
-        )
-        actuator.set_to_position(kp=SERVO_KP[i], kv=SERVO_KV[i])
+        add_capsule(link, f"fr3_link{i + 1}", shape, LINK_MASS[i], WHITE if i % 2 == 0 else GREY)
+        add_servo(spec, FR3.joint_names[i], SERVO_KP[i], SERVO_KV[i], EFFORT_MAX[i])
         parent = link
     parent.add_site(name="flange", pos=[0, 0, FLANGE_D])
-    _add_hand(spec, parent, white, dark)
+    GRIPPER.add_to(spec, parent, (0, 0, FLANGE_D))
     return base
-
-
-def _add_hand(spec: "mujoco.MjSpec", flange: Any, white: list[float], dark: list[float]) -> None:
-    import mujoco
-
-    hand = flange.add_body(
-        name="fr3_hand", pos=[0, 0, FLANGE_D], quat=[np.cos(HAND_YAW / 2), 0, 0, np.sin(HAND_YAW / 2)], gravcomp=1.0
-    )
-    box = mujoco.mjtGeom.mjGEOM_BOX
-    hand.add_geom(name="fr3_hand", type=box, pos=[0, 0, 0.03], size=[0.02, 0.1, 0.03], mass=HAND_MASS, rgba=white)
-    hand.add_site(name="tcp", pos=[0, 0, TCP_D], size=[0.005, 0.005, 0.005], rgba=[0, 0, 0, 0])
-    # Looks along the fingers from in front of the hand; the fingertips are in the lower half of the image.
-    hand.add_camera(name="wrist", pos=[0.07, 0, 0.02], xyaxes=[0, 1, 0, 0.94, 0, 0.34], fovy=74)
-    tendon = spec.add_tendon(name="gripper")
-    for name, side in zip(FR3.gripper_joint_names, (1.0, -1.0), strict=True):
-        finger = hand.add_body(name=name.replace("joint", ""), pos=[0, 0, 0.0584], gravcomp=1.0)
-        finger.add_joint(
-            name=name,
-            type=mujoco.mjtJoint.mjJNT_SLIDE,
-            axis=[0, side, 0],
-            range=[0, FINGER_STROKE],
-            armature=0.1,
-            damping=[10.0, 0.0, 0.0],
-        )
-        finger.add_geom(
-            type=box,
-            pos=[0, side * 0.012, 0.012],
-            size=[0.01, 0.008, 0.014],
-            mass=FINGER_MASS / 3,
-            rgba=dark,
-            contype=0,
-            conaffinity=0,
-        )
-        finger.add_geom(
-            name=f"{name}_pad",
-            type=box,
-            pos=[0, side * 0.006, 0.036],
-            size=[0.011, 0.006, 0.018],
-            mass=FINGER_MASS * 2 / 3,
-            rgba=dark,
-            friction=[1.5, 0.05, 0.001],
-            condim=4,
-            priority=1,
-            solref=[0.01, 1.0],
-        )
-        tendon.wrap_joint(name, 1.0)
-    spec.add_equality(
-        type=mujoco.mjtEq.mjEQ_JOINT,
-        objtype=mujoco.mjtObj.mjOBJ_JOINT,
-        name1=FR3.gripper_joint_names[0],
-        name2=FR3.gripper_joint_names[1],
-        solref=[0.005, 1.0],
-        data=[0.0, 1.0] + [0.0] * 10,
-    )
-    gripper = spec.add_actuator(
-        name="gripper",
-        target="gripper",
-        trntype=mujoco.mjtTrn.mjTRN_TENDON,
-        ctrlrange=[0, 2 * FINGER_STROKE],
-        forcerange=[-GRIP_FORCE, GRIP_FORCE],
-    )
-    gripper.set_to_position(kp=1000.0, kv=100.0)
-
-
-def _capsule(
-    body: Any,
-    name: str,
-    start: tuple[float, float, float],
-    end: tuple[float, float, float],
-    radius: float,
-    mass: float,
-    rgba: list[float],
-) -> None:
-    import mujoco
-
-    body.add_geom(
-        name=name,
-        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-        fromto=[*start, *end],
-        size=[radius, 0, 0],
-        mass=mass,
-        rgba=rgba,
-        contype=2,  # links touch objects (conaffinity 2), not each other: neighbours overlap by construction
-        conaffinity=0,
-    )
 
 
 FR3 = RobotSpec(
@@ -200,29 +124,19 @@ FR3 = RobotSpec(
     # Fingers down at (0.45, 0, 0.22) m in the base frame to 0.02 mm: inverse kinematics, checked by a test.
     home=(0.0, -0.1289, 0.0, -2.5263, 0.0, 2.3974, np.pi / 4),
     ee_site="tcp",
-    gripper_joint_names=("fr3_finger_joint1", "fr3_finger_joint2"),
+    gripper_joint_names=GRIPPER.joint_names,
     gripper_width_max=2 * FINGER_STROKE,
     gripper_speed_max=0.1,  # [m/s], twice the 50 mm/s a finger of the Franka Hand datasheet
     workspace_low=(0.25, -0.35, 0.005),
     workspace_high=(0.75, 0.35, 0.60),
     cameras=("front", "wrist"),
     action=end_effector_delta(),
-    state_names=(
-        "ee_x",
-        "ee_y",
-        "ee_z",
-        "ee_r11",
-        "ee_r21",
-        "ee_r31",
-        "ee_r12",
-        "ee_r22",
-        "ee_r32",
-        "gripper_width",
-    ),
-    state_units=("m",) * 3 + ("1",) * 6 + ("m",),
+    state_names=STATE_NAMES,
+    state_units=STATE_UNITS,
     joint_states_topic="/joint_states",
     trajectory_topic="/joint_trajectory_controller/joint_trajectory",
     gripper_action="/fr3_gripper/gripper_cmd",
     velocity_bounds=velocity_bounds,
     add_to=add_to,
+    add_hand=GRIPPER.add_to,
 )

@@ -47,9 +47,8 @@ def rotation_vector(rotation: Matrix) -> Vector:
 class Arm:
     """Kinematics of one robot: its own MuJoCo model without a scene; not thread-safe."""
 
-    # Weights of mink's tasks: one radian of orientation error counts like 0.5 m of position error; the
-    # posture only decides the redundant joint.
-    _ORIENTATION_COST = 0.5
+    # Weights of mink's tasks beside the position's, 1; orientation has `RobotSpec.orientation_m`, and the posture
+    # only decides the redundant joint.
     _POSTURE_COST = 1e-3
     _DAMPING = 1e-6
 
@@ -64,7 +63,7 @@ class Arm:
         self._joints = [self.model.joint(name).qposadr[0] for name in spec.joint_names]
         self._configuration = mink.Configuration(self.model)
         self._site = self.model.site(spec.ee_site).id
-        self._task = mink.FrameTask(spec.ee_site, "site", position_cost=1.0, orientation_cost=self._ORIENTATION_COST)
+        self._task = mink.FrameTask(spec.ee_site, "site", position_cost=1.0, orientation_cost=spec.orientation_m)
         self._posture = mink.PostureTask(self.model, cost=self._POSTURE_COST)
         self._posture.set_target(self._qpos(np.array(spec.home)))
         self._limits = [mink.ConfigurationLimit(self.model)]

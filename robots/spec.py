@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 
+# What `kinematics.Arm.proprio` returns: position, first two columns of the rotation, opening of the gripper.
+STATE_NAMES = (
+    *("ee_x", "ee_y", "ee_z"),
+    *("ee_r11", "ee_r21", "ee_r31", "ee_r12", "ee_r22", "ee_r32"),
+    "gripper_width",
+)
+STATE_UNITS = ("m",) * 3 + ("1",) * 6 + ("m",)
+
 
 @dataclass(frozen=True)
 class RobotSpec:
@@ -23,7 +31,9 @@ class RobotSpec:
     Units: rad, rad/s, rad/s^2, rad/s^3, Nm, m. `velocity_bounds(q) -> (lower, upper)`, each (J,):
     the velocity limits at a position, where a robot defines them so; constant otherwise.
     `workspace_low/high`: box for the end-effector site in the base frame [m].
-    `add_to(spec, prefix) -> base body`: builds the arm into an `mujoco.MjSpec`, at the world origin.
+    `add_to(spec) -> base body`: builds the arm into an `mujoco.MjSpec`, at the world origin, its flange a site
+    `flange`. `add_hand(spec, body, position)`: builds the hand on a body in whose frame the flange is at
+    `position` [m] and unrotated, with the site `ee_site`, the camera `wrist` and the actuator `gripper`.
     `state_names`/`state_units`: what `kinematics.Arm.proprio` returns.
     Raises `ValueError` on lengths that differ or a home outside the limits.
     """
@@ -52,6 +62,10 @@ class RobotSpec:
     gripper_action: str
     velocity_bounds: Callable[[Vector], tuple[Vector, Vector]]
     add_to: "Callable[[mujoco.MjSpec], Any]"
+    add_hand: "Callable[[mujoco.MjSpec, Any, tuple[float, float, float]], None]"
+    orientation_m: float = (
+        0.5  # position error [m] that counts like one radian of orientation error in inverse kinematics
+    )
     gripper_m_per_unit: float = 1.0  # width for each unit (m, or rad of a rotary jaw) of the summed finger joints
 
     def __post_init__(self) -> None:
@@ -89,8 +103,10 @@ class RobotSpec:
 def load_robot(name: str) -> RobotSpec:
     """The robot of that name. Raises `Unknown` naming the choices."""
     from volar.robots.fr3 import FR3
+    from volar.robots.so101 import SO101
+    from volar.robots.ur5e import UR5E
 
-    robots = {spec.name: spec for spec in (FR3,)}
+    robots = {spec.name: spec for spec in (FR3, SO101, UR5E)}
     if name not in robots:
         raise Unknown("robot", name, robots)
     return robots[name]

@@ -136,9 +136,8 @@ class _Episode:
 
     def begin(self) -> None:
         """The world has been reset: hashes the state, what is true in it, and what was drawn for it."""
-        start = hashlib.sha256()
-        state = self._world.state
-        for part in (self._world.data.qpos, self._world.data.qvel, state.tcp, state.blocks, state.plate):
+        start, data = hashlib.sha256(), self._world.data
+        for part in (data.qpos, data.qvel, data.ctrl, data.mocap_pos, data.mocap_quat):
             start.update(part.tobytes())
         start.update(json.dumps([self._world.success(), dict(self._world.draws)], sort_keys=True).encode())
         self._start = start.hexdigest()

@@ -3,9 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.sim.scene import COLORS, SceneState
+from volar.sim.colors import COLORS
+from volar.sim.scene import SceneState
 from volar.sim.sim_robot import SimulationDiverged
-from volar.sim.tasks.task import NoLayout
+from volar.sim.tasks.layout import NoLayout
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
 
 IDLE_PERIODS = 50  # control periods in which nothing may happen by itself

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from volar.robots.body import JointCommand
 from volar.robots.fr3 import FR3
-from volar.robots.kinematics import Arm
+from volar.robots.kinematics import Arm, Pose
 from volar.robots.safety import NO_TARGET, NON_FINITE_TARGET, WORKSPACE, SafetyError, SafetyFilter
+from volar.robots.spec import load_robot
 
 Array = NDArray[np.float64]
 PERIOD_S = 0.01
@@ -222,3 +223,16 @@ def test_only_the_filter_makes_commands_and_only_the_loop_sends_them() -> None:
                     sent.add(str(path.relative_to(root)))
     assert made == {"robots/safety.py"}
     assert sent == {"robots/control_loop.py"}
+
+
+def test_an_arm_at_rest_at_the_border_finds_its_way_back() -> None:
+    """Its joints, each as fast as it can, would first carry it across; in proportion they do not."""
+    arm = Arm(load_robot("so101"))
+    stuck = np.array([0.5838, 0.9098, -1.0250, 1.5159, -0.9519])  # 0.3 mm inside y = -0.17 m, hand tilted
+    guard = SafetyFilter(arm, PERIOD_S)
+    guard.reset(stuck, 0.0)
+    start, down = arm.forward(stuck), np.diag([1.0, -1.0, -1.0])
+    target = Pose(start.position + np.array([-0.04, 0.025, 0.015]), down)
+    for _ in range(300):
+        guard.step(arm.step_towards(guard.q, target, PERIOD_S), 0.0)
+    assert np.linalg.norm(guard.pose.position - target.position) < 0.01

@@ -13,11 +13,11 @@ from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.exported_policy import ExportedPolicy
 from volar.robots.limit_margins import LimitMargins
 from volar.sim.closed_loop import ClosedLoop, episode_seed
+from volar.sim.colors import COLORS
 from volar.sim.conditions import WRONG_INSTRUCTION
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.evaluate import EvaluateConfig, evaluate
 from volar.sim.films import select_for_film
-from volar.sim.scene import COLORS
 from volar.sim.tasks import TASKS
 from volar.sim.wilson import wilson_interval
 
