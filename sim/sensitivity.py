@@ -18,6 +18,8 @@ from volar.sim.wilson import difference_interval, wilson_interval
 
 LEAST = 10  # episodes in a group: with fewer nothing can be said
 _MOST_VALUES = 8  # of an axis that is not numeric
+_MOST_ELEMENTS = 3  # of an axis that has a value for each, before only their mean is looked at
+_COMPONENTS = ("x", "y", "z", "w")
 Draws = Mapping[str, Any]
 
 
@@ -58,23 +60,33 @@ class _Groups:
 
 
 def _by_axis(outcomes: Sequence[tuple[Draws, bool]]) -> dict[str, list[tuple[Any, bool]]]:
-    """`{"friction": {"red": 0.8}, "gravity": [0.0, 9.8]}` -> axes friction.red, gravity.0, gravity.1."""
     found: dict[str, list[tuple[Any, bool]]] = {}
     for draws, success in outcomes:
-        for axis, value in _flat(draws):
-            found.setdefault(axis, []).append((value, success))
+        for axis, drawn in draws.items():
+            for name, value in _parts(axis, drawn):
+                found.setdefault(name, []).append((value, success))
     return found
 
 
-def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _flat(item, f"{name}.{i}")
-    elif value is not None:
-        yield name, value
+def _parts(axis: str, drawn: Any) -> Iterable[tuple[str, Any]]:
+    """What can be judged of a draw: `{"camera": {"wrist": [0.1, 0.2, 0.3]}}` -> camera.wrist.x, .y and .z.
+
+    Of more than `_MOST_ELEMENTS` elements (the objects, the joints) the mean, so that each axis is asked few
+    questions. What was drawn again and again within an episode is passed over: no single value says what it did.
+    """
+    if isinstance(drawn, Mapping):
+        elements = [dict(_parts("", value)) for value in drawn.values()]
+        if len(elements) <= _MOST_ELEMENTS:
+            for name, parts in zip(drawn, elements, strict=True):
+                yield from ((f"{axis}.{name}{part}", value) for part, value in parts.items())
+        elif all(isinstance(value, (int, float)) for parts in elements for value in parts.values()):
+            for part in elements[0]:
+                yield f"{axis}{part}, mean of {len(elements)}", float(np.mean([parts[part] for parts in elements]))
+    elif isinstance(drawn, (list, tuple)):
+        if len(drawn) <= len(_COMPONENTS) and not any(isinstance(value, (Mapping, list, tuple)) for value in drawn):
+            yield from ((f"{axis}.{name}", value) for name, value in zip(_COMPONENTS, drawn, strict=False))
+    elif drawn is not None:
+        yield axis, drawn
 
 
 def _groups(values: Sequence[tuple[Any, bool]]) -> _Groups:

@@ -21,6 +21,8 @@ def draws(rng: np.random.Generator) -> dict[str, Any]:
         "friction": {"block_red": float(rng.uniform(0.5, 1.2)), "block_blue": float(rng.uniform(0.5, 1.2))},
         "light": rng.uniform(0, 1, 3).tolist(),
         "delay": int(rng.integers(3)),
+        "damping": {f"joint{i}": float(rng.uniform(0.5, 1.5)) for i in range(7)},
+        "push#interval": [{"plate": [0.0, 1.0]}, {"plate": [2.0, 3.0]}],
     }
 
 
@@ -36,16 +38,17 @@ def test_every_kind_of_axis_with_an_effect_is_found() -> None:
         "shadows": lambda d: 0.4 if d["shadows"] else 0.8,
         "texture": lambda d: 0.3 if d["texture"] == "steel" else 0.7,
         "friction.block_blue": lambda d: 0.2 if d["friction"]["block_blue"] < 0.7 else 0.8,
-        "light.2": lambda d: 0.9 - 0.6 * d["light"][2],
+        "light.z": lambda d: 0.9 - 0.6 * d["light"][2],
         "delay": lambda d: 0.9 - 0.3 * d["delay"],
+        "damping, mean of 7": lambda d: 0.5 + 2.0 * (np.mean(list(d["damping"].values())) - 1.0),
     }
     for axis, chance in effects.items():
         found = sensitivity(outcomes(0, chance))
         assert found[0]["axis"] == axis
         assert found[0]["matters"]
         assert sum(item["matters"] for item in found) <= 2
-        assert len(found) == 9
-    falling = sensitivity(outcomes(0, effects["light.2"]))[0]
+        assert len(found) == 10  # what was drawn within an episode is passed over
+    falling = sensitivity(outcomes(0, effects["light.z"]))[0]
     assert -0.6 < falling["effect"] < -0.2
     assert falling["interval"][0] <= falling["effect"] <= falling["interval"][1] < 0
     assert [group["success_rate"] for group in falling["groups"]] == sorted(
