@@ -11,7 +11,7 @@ from volar.sim.results import interval
 
 Results = Mapping[str, Any]
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 180, 44, 10
-_SHOWN = 12  # axes of a condition; the others are folded away
+_SHOWN = 6  # axes of a condition; the others are folded away
 
 
 def learning_curve(points: Sequence[Results]) -> str:
@@ -80,7 +80,7 @@ def sensitivity_section(sensitivity: Mapping[str, Sequence[Results]]) -> str:
     cards = []
     for condition, axes in sensitivity.items():
         lines = [_axis(axis) for axis in axes]
-        heads = "".join(f"<th>{head}</th>" for head in ("axis", "success by what was drawn", "effect", ""))
+        heads = "".join(f"<th>{head}</th>" for head in ("axis", "success by what was drawn", "effect"))
         folded = f"<table>{''.join(lines[_SHOWN:])}</table>"
         more = f"<details><summary>{len(lines) - _SHOWN} more axes</summary>{folded}</details>"
         cards.append(
@@ -104,11 +104,10 @@ def _axis(axis: Results) -> str:
         for group in axis["groups"]
     )
     low, high = (100 * value for value in axis["interval"])
-    verdict = '<span class="tag no">matters</span>' if axis["matters"] else '<span class="soft">no clear effect</span>'
+    verdict = '<span class="tag no">matters</span>' if axis["matters"] else "<small>no clear effect</small>"
     return (
-        f'<tr><td>{e(axis["axis"])}</td><td><div class="groups">{groups}</div></td>'
-        f"<td class=n>{100 * axis['effect']:+.1f}<br><small>{low:+.1f} to {high:+.1f}</small></td>"
-        f"<td>{verdict}</td></tr>"
+        f'<tr><td class=v>{e(axis["axis"])}<br>{verdict}</td><td><div class="groups">{groups}</div></td>'
+        f"<td class=n>{100 * axis['effect']:+.1f}<br><small>{low:+.1f} to {high:+.1f}</small></td></tr>"
     )
 
 

@@ -14,9 +14,10 @@ def print_table(results: Results) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_table(results, f"success on {results['suite']}, {kind_of_interval(results)}", told(results)))
+    title = f"success on {results['suite']}, {kind_of_interval(results)}"
+    console.print(_table(results, title, "success", told(results), counts=True))
     if others := randomized(results):
-        console.print(_table(results, f"under randomization, beside {results['randomization']}", others))
+        console.print(_table(results, "under randomization", results["randomization"], others, counts=False))
     overall = results["overall"]
     if overall["broken"]:
         console.print(f"broke down, counted as failures: {overall['broken']} (the report says how to run them again)")
@@ -24,16 +25,17 @@ def print_table(results: Results) -> None:
         console.print(f"invalid seeds, not counted: {overall['invalid']} (the report says why)")
 
 
-def _table(results: Results, title: str, others: Sequence[str]) -> Any:
+def _table(results: Results, title: str, first: str, others: Sequence[str], counts: bool) -> Any:
     from rich.table import Table
 
     table = Table(title=title)
     table.add_column("task", no_wrap=True)
-    for column in ("success", *map(label, others)):
+    for column in (first, *map(label, others)):
         table.add_column(column, justify="right", no_wrap=True)
     for name, tally, beside in rows(results, others):
         if name == "overall":
             table.add_section()
-        counted = f"{tally['successes']}/{tally['episodes']}  {rate(tally)}\n{spread(tally)}"
-        table.add_row(name, counted, *(f"{rate(other)}\n{spread(other)}" for other in beside.values()))
+        cells = [f"{rate(found)}\n{spread(found).removesuffix(' %')}" for found in (tally, *beside.values())]
+        cells[0] = f"{tally['successes']}/{tally['episodes']}  {cells[0]}" if counts else cells[0]
+        table.add_row(name, *cells)
     return table

@@ -63,7 +63,7 @@ def _by_axis(outcomes: Sequence[tuple[Draws, bool]]) -> dict[str, list[tuple[Any
     found: dict[str, list[tuple[Any, bool]]] = {}
     for draws, success in outcomes:
         for axis, drawn in draws.items():
-            for name, value in _parts(axis, drawn):
+            for name, value in () if axis.endswith("seed") else _parts(axis, drawn):
                 found.setdefault(name, []).append((value, success))
     return found
 
@@ -107,7 +107,7 @@ def _groups(values: Sequence[tuple[Any, bool]]) -> _Groups:
 def _terciles(drawn: Any, successes: Any) -> dict[str, list[bool]]:
     """Thirds by value; the values themselves where there are only a few (a count, a delay in periods)."""
     distinct = np.unique(drawn)
-    if len(distinct) <= 3:
+    if len(distinct) <= 5:
         return {f"{value:.4g}": successes[drawn == value].tolist() for value in distinct}
     edges = np.quantile(drawn, [0.0, 1 / 3, 2 / 3, 1.0])
     third = np.searchsorted(edges[1:3], drawn, side="left")  # (N,) in 0, 1, 2

@@ -22,6 +22,7 @@ def draws(rng: np.random.Generator) -> dict[str, Any]:
         "light": rng.uniform(0, 1, 3).tolist(),
         "delay": int(rng.integers(3)),
         "damping": {f"joint{i}": float(rng.uniform(0.5, 1.5)) for i in range(7)},
+        "sensing_seed": int(rng.integers(2**31)),
         "push#interval": [{"plate": [0.0, 1.0]}, {"plate": [2.0, 3.0]}],
     }
 
@@ -47,7 +48,7 @@ def test_every_kind_of_axis_with_an_effect_is_found() -> None:
         assert found[0]["axis"] == axis
         assert found[0]["matters"]
         assert sum(item["matters"] for item in found) <= 2
-        assert len(found) == 10  # what was drawn within an episode is passed over
+        assert len(found) == 10  # without seeds, and what was drawn within an episode
     falling = sensitivity(outcomes(0, effects["light.z"]))[0]
     assert -0.6 < falling["effect"] < -0.2
     assert falling["interval"][0] <= falling["effect"] <= falling["interval"][1] < 0
