@@ -56,7 +56,7 @@ def compare_evaluations(config: CompareConfig) -> dict[str, Any]:
     ]
     result = {
         "evaluations": [
-            {"name": name, "path": str(path), **{key: r[key] for key in ("policy", "policy_sha256")}}
+            {"name": name, "path": str(path), **{key: r[key] for key in ("policy", "policy_sha256", "latency_ms")}}
             for name, path, r in zip(names, config.evaluations, found, strict=True)
         ],
         **{key: found[0][key] for key in ("suite", "seed", "robot", "randomization")},

@@ -37,10 +37,10 @@ def compare_page(result: Results) -> str:
         )
     )
     facts = [
-        row(e(f["name"]), f"<code>{e(f['policy'])}</code>", f"<code>{f['policy_sha256'][:16]}</code>")
+        row(e(f["name"]), f"<code>{e(f['policy'])}</code>", f"<code>{f['policy_sha256'][:16]}</code>", _latency(f))
         for f in result["evaluations"]
     ]
-    parts.append(section("Policies", card(table(("evaluation", "policy", "SHA-256"), facts))))
+    parts.append(section("Policies", card(table(("evaluation", "policy", "SHA-256", "latency"), facts))))
     return page(title, parts)
 
 
@@ -52,13 +52,13 @@ def print_comparison(result: Results) -> None:
     console = Console()
     for found in result["comparisons"]:
         grid = Table(title=f"a: {found['a']}, b: {found['b']}")
-        for head in _HEADS:
-            if head:
-                grid.add_column(head, justify="left" if head == "task" else "right")
+        for head in ("task", "episodes", "only a", "only b", "b - a", "p", "needed"):
+            grid.add_column(head, justify="left" if head == "task" else "right", no_wrap=True)
         for name, judged in _rows(found):
             if name == "overall":
                 grid.add_section()
-            grid.add_row(name, *_cells(judged))
+            episodes, _, only_a, only_b, _, difference, interval, p, more = _cells(judged)
+            grid.add_row(name, episodes, only_a, only_b, f"{difference}\n{interval}", p, more)
         console.print(grid)
         console.print(sentence(found["overall"], found["a"], found["b"]), soft_wrap=True)
 
@@ -91,3 +91,7 @@ def _difference_bar(judged: Results, width: int = 160) -> str:
         f'width="{max(high - low, 1):.1f}" height="10" fill="var(--good)" opacity=".35"/><rect '
         f'x="{middle - 1.5:.1f}" y="4" width="3" height="12" fill="var(--good)"/></svg>'
     )
+
+
+def _latency(found: Results) -> str:
+    return f"{found['latency_ms']:g} ms"

@@ -96,12 +96,15 @@ def judge(pairs: Pairs, p_holm: float | None = None, tests: int = 1) -> dict[str
 
 
 def sentence(found: Results, a: str, b: str) -> str:
-    """The judgement of `judge` in words, for policies called `a` and `b`."""
-    low, high = found["interval"]
+    """The judgement of `judge` in words, for policies called `a` and `b`; the better one, or b, comes first."""
+    (low, high), sign = found["interval"], 1
+    rates = found["success_rate_b"], found["success_rate_a"]
+    if found["better"] == "a":
+        low, high, sign, rates = -high, -low, -1, rates[::-1]
     facts = (
-        f"({found['success_rate_b']:.1%} against {found['success_rate_a']:.1%} in {found['episodes']} episodes; "
-        f"difference {100 * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
-        f"exact McNemar p = {found['p_holm']:.2g})"
+        f"({rates[0]:.1%} against {rates[1]:.1%} in {found['episodes']} episodes; difference "
+        f"{100 * sign * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; exact "
+        f"McNemar p = {found['p_holm']:.2g})"
     )
     if found["better"]:
         winner, loser = (b, a) if found["better"] == "b" else (a, b)
@@ -109,8 +112,8 @@ def sentence(found: Results, a: str, b: str) -> str:
     if found["more_episodes"] is None:
         more = "at the rates seen so far, 20000 would not"
     else:
-        more = f"about {found['more_episodes']} more would, should these rates hold"
-    return f"not settled {facts}; {more}"
+        more = f"about {found['more_episodes']} more would settle it, should these rates hold"
+    return f"not settled: {b} against {a} {facts}; {more}"
 
 
 def _confidence(p: float) -> str:

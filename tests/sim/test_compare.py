@@ -31,6 +31,7 @@ def results(outcomes: dict[str, list[bool]], **other: Any) -> dict[str, Any]:
         "robot": "fr3",
         "seed": 0,
         "max_steps": None,
+        "latency_ms": 20.0,
     }
     facts |= {"randomization": "none", "stop": "never", "versions": {"volar": "0.1.0", "mujoco": "4.0"}, "overall": {}}
     return {**facts, "tasks": tasks, "episodes": episodes, **other}
@@ -86,6 +87,9 @@ def test_what_is_not_settled_says_how_many_more_episodes_would() -> None:
     assert found["better"] is None
     assert found["more_episodes"] > 100
     assert f"about {found['more_episodes']} more would" in sentence(found, "a", "b")
+    worse = judge(Pairs(both=40, only_a=12, only_b=1, neither=7))
+    assert "old is better than new" in sentence(worse, "old", "new")
+    assert "(86.7% against 68.3% in 60 episodes; difference +18.3 points" in sentence(worse, "old", "new")
     equal = judge(Pairs(both=40, only_a=4, only_b=4, neither=2))
     assert equal["more_episodes"] is None
     assert "20000 would not" in sentence(equal, "a", "b")
