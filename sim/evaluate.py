@@ -79,7 +79,7 @@ class EvaluateConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("workers", "max_steps"):
-            if (getattr(self, name) or 1) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 < self.margin < 0.5:
             raise ValueError(f"margin={self.margin} must be between 0 and 0.5")

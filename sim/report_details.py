@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volar.sim.report_page import card, e, note, row, section, table
-from volar.sim.report_success import label
+from volar.sim.report_success import label, randomized
 
 if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
@@ -35,7 +35,9 @@ def lost_section(output: Path, results: Results) -> str:
     """Episodes that broke, with the command that runs each again, and seeds that do not count."""
     episodes = [*results["episodes"], *(r for key in results["conditions"] for r in results[key]["episodes"])]
     broken = [episode for episode in episodes if episode["broken"]]
-    invalid = [episode for episode in results["episodes"] if not episode["valid"]]  # the same under each told condition
+    # What was told changes no scene; what was drawn does.
+    scenes = [*results["episodes"], *(r for key in randomized(results) for r in results[key]["episodes"])]
+    invalid = [episode for episode in scenes if not episode["valid"]]
     parts = []
     if broken:
         heads = ("episode", "seed", "after", "reason")

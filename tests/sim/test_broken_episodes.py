@@ -12,7 +12,7 @@ import pytest
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import ExportedPolicy
 from volar.sim.closed_loop import ClosedLoop, episode_seed
-from volar.sim.evaluate import EvaluateConfig, evaluate
+from volar.sim.evaluate import EvaluateConfig, evaluate, main
 from volar.sim.evaluation import DIED, Bench, Job, _with_replay, run_jobs
 from volar.sim.replay import ReplayConfig, Verdict, replay
 from volar.sim.replay_file import read_replay
@@ -171,6 +171,20 @@ def test_a_file_that_is_no_replay_is_named(tmp_path: Path) -> None:
         replay(ReplayConfig(tmp_path / "other.npz"))
     with pytest.raises(ValueError, match=r"must end in \.mp4"):
         ReplayConfig(tmp_path / "other.npz", video=tmp_path / "film.gif")
+
+
+def test_the_command_line_replays_a_file(
+    config: EvaluateConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(replace(config, episodes=2, workers=1, videos=0))
+    file = next((config.output / "replays").iterdir())
+    capsys.readouterr()
+    for words, code in ((["replay", str(file)], 0), (["replay", "nowhere.npz"], 1), (["replay", "--help"], 0)):
+        monkeypatch.setattr(sys, "argv", ["volar-evaluate", *words])
+        assert main() == code
+    said = capsys.readouterr()
+    assert "breaks again, bit for bit, in control period" in said.out
+    assert "volar-evaluate replay: error: no replay file nowhere.npz" in said.err
 
 
 def test_a_lazy_list_of_jobs_is_read_no_further_than_needed(artifact_folder: Path) -> None:

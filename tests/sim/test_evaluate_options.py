@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.limit_margins import LimitMargins
 from volar.sim import conditions
 from volar.sim.checkpoints import checkpoint_policies
+from volar.sim.episode_record import EpisodeRecord
 from volar.sim.evaluate import EvaluateConfig, evaluate
 from volar.sim.evaluation_plan import Plan
 from volar.sim.sequential import confidence_sequence
+from volar.sim.world import RANDOMIZATIONS
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +87,6 @@ def test_an_evaluation_is_extended_without_repeating_anything(
 def test_a_plan_hands_out_no_episode_beyond_the_stopping_point(tmp_path: Path) -> None:
     plan = Plan(("reach",), ("standard",), 200, 0, tmp_path, margin=0.2)
     handed = 0
-    from volar.robots.limit_margins import LimitMargins
-    from volar.sim.episode_record import EpisodeRecord
-
     for job in plan.missing():
         handed += 1
         plan.add(EpisodeRecord(*job.key, job.seed, "", True, 1, "", True, "", {}, {}, LimitMargins()))
@@ -115,6 +115,25 @@ def test_randomizations_are_named_one_by_one_or_all_at_once(monkeypatch: pytest.
     assert conditions.randomization_of("wrong_instruction", "full") == "full"
     with pytest.raises(Unknown, match=r"choices: .*randomization:visual, standard"):
         conditions.check_condition("standrad")
+
+
+def test_every_randomization_is_run_on_the_same_seeds(config: EvaluateConfig, tmp_path: Path) -> None:
+    plain = replace(config, tasks=("reach",), episodes=3, stop="never", randomization="all", output=tmp_path / "out")
+    found = evaluate(plain)
+    assert found["conditions"] == [conditions.under_randomization(name) for name in RANDOMIZATIONS[1:]]
+    for key in found["conditions"]:
+        assert [e["seed"] for e in found[key]["episodes"]] == [e["seed"] for e in found["episodes"]]
+        for here, there in zip(found[key]["episodes"], found["episodes"], strict=True):
+            assert here["draws"]
+            assert here["start_sha256"] != there["start_sha256"]
+    one = evaluate(replace(plain, randomization="none", output=tmp_path / "one"))
+    assert one["episodes"] == found["episodes"]  # what runs beside it changes nothing
+
+
+@pytest.mark.parametrize("name", ["workers", "max_steps", "episodes"])
+def test_a_number_that_is_too_small_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        EvaluateConfig(**{name: 0})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,15 @@ def chromium(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Headless, and without any network: every name fails to resolve."""
     assert BROWSER is not None
     profile = page.parent / "profile"
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--no-first-run"]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+        "--no-first-run",
+    ]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--hide-scrollbars"]
     command += [f"--window-size={WIDTH},1500", *options, page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
