@@ -121,5 +121,5 @@ def test_unknown_names_are_refused_with_the_near_ones() -> None:
         load_task("lfit")
     with pytest.raises(Unknown, match="tabletop"):
         load_suite("tabeltop")
-    with pytest.raises(Unknown, match="choices: fr3"):
+    with pytest.raises(Unknown, match="choices: fr3, so101, ur5e"):
         TaskWorld("lift", robot="fr4")
