@@ -133,7 +133,7 @@ def test_model_has_what_every_scene_needs(name: str) -> None:
     assert (high <= spec.velocity_max).all()
     # What may touch the table touches nothing of the arm itself.
     links = model.geom_contype == 2
-    assert links.sum() == spec.joints + (0 if name == "so101" else 1)
+    assert links.sum() == spec.joints + 1
     assert not model.geom_conaffinity[links].any()
 
 

@@ -181,3 +181,14 @@ def test_the_body_follows_its_commands(name: str) -> None:
     assert max(float(np.linalg.norm(row.tcp - row.commanded)) for row in seen) < 2e-3
     assert max(row.tcp[1] for row in seen) > 3 * rig.table.step_max
     np.testing.assert_allclose(rig.tcp, seen[0].tcp, atol=0.5 * rig.table.step_max)
+
+
+def test_so101_straightens_again_when_it_comes_down() -> None:
+    """Above 0.09 m its wrist's limit tilts the fingers, but the position is kept and the tilt does not stay."""
+    rig = Rig("so101")
+    for height, tilted in ((0.11, True), (0.05, False)):
+        goal = np.array([0.2, 0.0, height])
+        rig.go(goal, 1.0)
+        np.testing.assert_allclose(rig.tcp, goal, atol=2e-3)
+        assert (rig.tilt_deg > 2.0) == tilted
+    assert rig.tilt_deg < 0.5
