@@ -30,7 +30,9 @@ LIMIT_SHARE: Final = 0.95
 # command is for the end of the period, one more because braking to a lower limit takes a period.
 LOOKAHEAD_PERIODS: Final = 2.0
 MIN_VELOCITY: Final = 1e-3  # [rad/s], ruckig needs a positive limit; only met outside the position limits
-BRAKING_SAMPLES: Final = (0.25, 0.5, 0.75, 1.0)  # of the braking time, where the workspace box is checked
+# Shares of the braking time at which the workspace box is checked. The path bends between them: with four of them it
+# came out by up to 4.6 mm at full speed, with these by 0.04 mm (three robots, 25 seeds of random targets each).
+BRAKING_SAMPLES: Final = tuple(i / 12 for i in range(1, 13))
 BRAKING_SLACK_M: Final = 0.001
 # Where a way is a round multiple of a^3 / j^2, ruckig's step 1 divides by what rounding made zero and finds no
 # trajectory; with a jerk limit lower by this share it does.
@@ -80,6 +82,8 @@ class SafetyFilter:
         self._otg = ruckig.Ruckig(self.spec.joints, period_s)
         self._trajectory = ruckig.Trajectory(self.spec.joints)
         self._move = self._input(ruckig.ControlInterface.Position)
+        self._straight = self._input(ruckig.ControlInterface.Position)
+        self._straight.synchronization = ruckig.Synchronization.Phase
         self._brake = self._input(ruckig.ControlInterface.Velocity)
         self._state: _State | None = None
         self._pose: Pose | None = None
@@ -122,12 +126,15 @@ class SafetyFilter:
         elif not (np.isfinite(q_target).all() and np.isfinite(gripper_width_m)):
             reason = NON_FINITE_TARGET
         else:
-            following = self._towards(state, q_target)
-            pose = self._arm.forward(np.array(following.q))
-            if self._leaves_box(following, pose):
-                reason = WORKSPACE
-            else:
-                self._state, self._pose = following, pose
+            # Joints speed up each for itself, so near the border even a way inwards can begin across it. From rest they
+            # can all move in proportion, straight in joint space: without it the arm would stay there for ever.
+            reason = WORKSPACE
+            for settings in (self._move, self._straight) if self.at_rest else (self._move,):
+                following = self._towards(state, q_target, settings)
+                pose = self._arm.forward(np.array(following.q))
+                if not self._leaves_box(following, pose):
+                    self._state, self._pose, reason = following, pose, None
+                    break
         if reason is not None:
             self._state = self._braked(state)
             self._pose = self._arm.forward(np.array(self._state.q))
@@ -152,15 +159,15 @@ class SafetyFilter:
         settings.max_jerk = [LIMIT_SHARE * limit for limit in self.spec.jerk_max]
         return settings
 
-    def _towards(self, state: _State, q_target: Vector) -> _State:
+    def _towards(self, state: _State, q_target: Vector, settings: Any) -> _State:
         q, dq = np.array(state.q), np.array(state.dq)
         ahead_s, gain = LOOKAHEAD_PERIODS * self.period_s, self._acceleration * self.period_s
         _, upper = self.spec.velocity_bounds(q + np.maximum(dq + gain, 0.0) * ahead_s)
         lower, _ = self.spec.velocity_bounds(q + np.minimum(dq - gain, 0.0) * ahead_s)
-        self._move.max_velocity = np.maximum(LIMIT_SHARE * upper, MIN_VELOCITY).tolist()
-        self._move.min_velocity = np.minimum(LIMIT_SHARE * lower, -MIN_VELOCITY).tolist()
-        self._move.target_position = np.clip(q_target, self._low, self._high).tolist()
-        return self._sample(self._move, state, self.period_s)
+        settings.max_velocity = np.maximum(LIMIT_SHARE * upper, MIN_VELOCITY).tolist()
+        settings.min_velocity = np.minimum(LIMIT_SHARE * lower, -MIN_VELOCITY).tolist()
+        settings.target_position = np.clip(q_target, self._low, self._high).tolist()
+        return self._sample(settings, state, self.period_s)
 
     def _braked(self, state: _State) -> _State:
         following = self._sample(self._brake, state, self.period_s)

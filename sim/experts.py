@@ -8,7 +8,8 @@ expert a small network ignores its target, under a proportional one it does not 
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.sim.scene import SceneState
+from volar.sim.predicates import near_horizontally
+from volar.sim.scene import BLOCK_ON_TABLE_Z_M, SceneState
 
 Vector = NDArray[np.float64]
 
@@ -25,6 +26,11 @@ _FUNNEL_RADIUS_M = 0.01
 _ALIGNED_M, _ALIGNED_HEIGHT_M = 0.012, 0.010
 _HELD_M, _HELD_HEIGHT_M = 0.025, 0.022
 CLOSED_ON_BLOCK_M = 0.047  # width below which a 0.04 m block between the fingers is held
+
+_PUSH_STEP_M = 0.025
+_RELEASE_M = 0.015  # horizontal distance from the place within which a block is let go
+_RELEASE_HEIGHT_M = 0.004
+_RETREAT_HEIGHT_M = 0.15  # of the fingertips, after letting go
 
 
 def action(displacement: Vector, gripper: float) -> Vector:
@@ -68,3 +74,44 @@ def pick(state: SceneState, block: Vector) -> Vector:
     horizontal = float(np.linalg.norm((state.tcp - block)[:2]))
     goal = block + np.array([0.0, 0.0, funnel(horizontal)])
     return action(towards(state.tcp, goal), CLOSED if between_fingers(state, block) else OPEN)
+
+
+def pick_and_place(state: SceneState, block: Vector, place: Vector) -> Vector:
+    """The action (7,) that brings a block (3,) over `place` (3,), where it is let go, and then leaves upwards.
+
+    `place` is the block's centre when it is let go: where it then rests, or a little above.
+    """
+    low = block[2] - place[2] < _RELEASE_HEIGHT_M
+    if low and near_horizontally(block, place, 0.04 if state.gripper_width_m > 0.05 else _RELEASE_M):
+        # Open where it is; up as soon as the fingers are clear of the block.
+        clear = ramp(state.gripper_width_m, 0.055, 0.07)
+        return action(clear * towards(state.tcp, np.array([*state.tcp[:2], _RETREAT_HEIGHT_M])), OPEN)
+    if holding(state, block):
+        return carry(block, place)
+    return pick(state, block)
+
+
+def carry(block: Vector, place: Vector) -> Vector:
+    """Up, over the place, down: sideways only as far as the block is above its neighbours or the place."""
+    horizontal = float(np.linalg.norm((block - place)[:2]))
+    step = towards(block, place + np.array([0.0, 0.0, funnel(horizontal)]))
+    high = ramp(block[2], BLOCK_ON_TABLE_Z_M + 0.02, BLOCK_ON_TABLE_Z_M + 0.05)
+    step[:2] *= max(high, ramp(horizontal, 0.04, 0.03))
+    return action(step, CLOSED)
+
+
+def push_along(state: SceneState, point: Vector, direction: Vector, *, behind_m: float, touching_m: float) -> Vector:
+    """The action (7,) that pushes a thing at `point` (3,) along the horizontal unit vector `direction` (3,).
+
+    The closed fingers go down `behind_m` behind the point, to its height, then forward. They may be low between there
+    and `touching_m` behind the point, about the distance at which they touch it.
+    """
+    offset = state.fingertips - point
+    along = float(offset[:2] @ direction[:2])
+    across = float(np.linalg.norm(offset[:2] - along * direction[:2]))
+    outside = max(-along - behind_m, along + touching_m, 0.0)
+    height = point[2] + funnel(float(np.hypot(outside, across)))
+    step = towards(state.fingertips, np.array([*(point - behind_m * direction)[:2], height]))
+    ready = ramp(float(offset[2]), 0.025, 0.01) * ramp(across, 0.02, 0.01)
+    step += ready * (_PUSH_STEP_M - float(step @ direction)) * direction
+    return action(step, CLOSED)

@@ -4,7 +4,7 @@ The simulator labels every scene for nothing, so a small network learns words, c
 of thousands of pictures before it sees an action. Nothing is simulated in time: bodies are placed, drawn.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from volar.datasets.episode import POINTS_SHAPE
 from volar.robots.spec import load_robot
 from volar.sim import scene
+from volar.sim.colors import COLORS
 from volar.sim.random_layouts import LayoutSampler
 from volar.sim.rendering import CameraRenderer
-from volar.sim.scene import COLORS, CameraView, SceneState
-from volar.sim.tasks import TASKS
+from volar.sim.scene import CameraView, SceneState
+from volar.sim.table import Table
+from volar.sim.tasks import load_suite
 from volar.sim.tasks.task import NOWHERE, SIDES, Goal
 
 Vector = NDArray[np.float64]
 
 PLATE = len(COLORS)  # index of the plate in `Scenes.objects`
+_ASKED = load_suite("starter")  # tasks whose orders are about blocks and plate alone, which the scenes have
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,14 @@ class Scenes:
     """N labelled scenes. `images`: camera -> uint8 (N, H, W, 3). `state`: float32 (N, S).
     `objects`: float32 (N, 5, 5), rows the blocks in the order of `COLORS` and the plate, columns as in
     `volar.datasets.episode.POINT_FIELDS`. `held`: (N,) index of the block in the gripper, -1 for none.
-    `front`: the camera that u and v are of."""
+    `front`: the camera that u and v are of; `table`: the one before the robot."""
 
     images: dict[str, NDArray[np.uint8]]
     state: NDArray[np.float32]
     objects: NDArray[np.float32]
     held: NDArray[np.int64]
     front: CameraView
+    table: Table = field(default_factory=Table)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -67,11 +71,11 @@ def render_scenes(
             for name, image in renderer.render(data).items():
                 images[name][i] = image
             state.append(layouts.arm.proprio(placement.q, placement.gripper_width_m))
-            positions = np.vstack([placement.blocks, placement.plate])  # (5, 3)
+            positions = layouts.table.to_base(np.vstack([placement.blocks, placement.plate]))  # (5, 3)
             objects[i] = np.hstack([positions, front.project(positions)])
     finally:
         renderer.close()
-    return Scenes(images, np.stack(state), objects, held, front)
+    return Scenes(images, np.stack(state), objects, held, front, layouts.table)
 
 
 def grounding_samples(
@@ -87,7 +91,7 @@ def grounding_samples(
 def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
     objects = scenes.objects[index]
     if rng.random() < 0.5:
-        return _task_order(objects, scenes.front, rng)
+        return _task_order(objects, scenes, rng)
     kind = rng.integers(5)
     if kind == 0:
         return _choice(_PLATE_QUESTIONS, rng), _points(objects[PLATE])
@@ -113,18 +117,18 @@ _NOUNS = ("block", "cube")
 
 
 def _task_order(
-    objects: NDArray[np.float32], front: CameraView, rng: np.random.Generator
+    objects: NDArray[np.float32], scenes: Scenes, rng: np.random.Generator
 ) -> tuple[str, NDArray[np.float32]]:
     """A training phrasing of one of the tasks, about any block."""
-    task = tuple(TASKS.values())[rng.integers(len(TASKS))]
+    task = _ASKED[rng.integers(len(_ASKED))]
     color = int(rng.integers(len(COLORS)))
     side = tuple(SIDES)[rng.integers(len(SIDES))]
-    block = objects[color, :3].astype(np.float64)
-    goal = Goal(COLORS[color], block, side)
-    state = SceneState(NOWHERE, objects[:PLATE, :3].astype(np.float64), objects[PLATE, :3].astype(np.float64), 0.0)
-    destination = task.destination(state, goal)
+    places = scenes.table.to_table(objects[:, :3].astype(np.float64))  # (5, 3)
+    goal = Goal(COLORS[color], places[color], side)
+    state = SceneState(NOWHERE, places[:PLATE], places[PLATE], 0.0)
+    destination = scenes.table.to_base(task.destination(state, goal))
     sentence = _choice(task.templates, rng).format(color=goal.color, side=side)
-    return sentence, _points(objects[color], np.concatenate([destination, front.project(destination)]))
+    return sentence, _points(objects[color], np.concatenate([destination, scenes.front.project(destination)]))
 
 
 def _relation(objects: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from volar.robots.errors import UsageError
 from volar.sim.closed_loop import episode_seed
-from volar.sim.scene import COLORS
+from volar.sim.colors import COLORS
 from volar.sim.tasks import TASKS, load_task
 from volar.sim.tasks.task import SIDES
 from volar.sim.world import TaskWorld
 
-_SEARCHED = 1000  # seeds tried for a scene; one in four has a given colour, one in eight a given side too
+_SEARCHED = 1000  # seeds tried for a scene; one in twelve has two given colours
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,13 @@ class Order:
     task: str
     color: str = ""
     side: str = ""
+    other: str = ""
 
     def fits(self, world: TaskWorld) -> bool:
         """The scene's own goal is the one ordered."""
-        return self.color in ("", world.goal.color) and self.side in ("", world.goal.side)
+        goal = world.goal
+        said = ((self.color, goal.color), (self.side, goal.side), (self.other, goal.other))
+        return all(ordered in ("", own) for ordered, own in said)
 
 
 def understand(instruction: str, task: str | None = None) -> Order:
@@ -36,12 +39,12 @@ def understand(instruction: str, task: str | None = None) -> Order:
         for template in (*TASKS[name].templates, *TASKS[name].held_out_templates):
             if match := re.fullmatch(_pattern(template), words):
                 found = match.groupdict()
-                return Order(name, found.get("color") or "", found.get("side") or "")
+                return Order(name, *(found.get(part) or "" for part in ("color", "side", "other")))
     colors = [color for color in COLORS if color in words.split()]
     sides = [side for side in SIDES if side in words.split()]
     if task and len(colors) == 1 and len(sides) <= 1:
         return Order(names[0], colors[0], sides[0] if sides else "")
-    examples = "; ".join(TASKS[name].templates[0].format(color="red", side="left") for name in names)
+    examples = "; ".join(TASKS[name].templates[0].format(color="red", side="left", other="blue") for name in names)
     if task:
         raise UsageError(f"instruction {instruction!r} must name one block ({', '.join(COLORS)}), such as {examples!r}")
     raise UsageError(f"no task is known for the instruction {instruction!r}; give task=... or say it like: {examples}")
@@ -58,4 +61,7 @@ def seeds(order: Order, world: TaskWorld, seed: int) -> Iterator[int]:
 
 
 def _pattern(template: str) -> str:
-    return template.format(color=f"(?P<color>{'|'.join(COLORS)})", side=f"(?P<side>{'|'.join(SIDES)})")
+    colors = "|".join(COLORS)
+    return template.format(
+        color=f"(?P<color>{colors})", side=f"(?P<side>{'|'.join(SIDES)})", other=f"(?P<other>{colors})"
+    )

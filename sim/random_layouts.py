@@ -7,12 +7,15 @@ from numpy.typing import NDArray
 
 from volar.robots.kinematics import Arm, Pose
 from volar.robots.spec import load_robot
-from volar.sim.scene import BLOCK_ON_PLATE_Z_M, BLOCK_ON_TABLE_Z_M, COLORS, PLATE_HALF_HEIGHT_M, Placement
+from volar.sim.colors import COLORS
+from volar.sim.props import PLATE_HALF_HEIGHT_M
+from volar.sim.scene import BLOCK_ON_PLATE_Z_M, BLOCK_ON_TABLE_Z_M, Placement
+from volar.sim.table import table_of
 
 Vector = NDArray[np.float64]
 
 _FINGERS_DOWN = np.diag([1.0, -1.0, -1.0])
-# Fingertip positions of the bank of arm poses [m]; joint noise makes each use of one different.
+# Fingertip positions of the bank of arm poses, table coordinates as all here [m]; joint noise makes each use differ.
 _BANK_SEED, _BANK_SIZE = 7, 400
 _BANK_LOW, _BANK_HIGH = np.array([0.35, -0.27, 0.02]), np.array([0.63, 0.27, 0.26])
 _LOW_SHARE, _LOW_TOP_M = 0.45, 0.06  # of the bank has the fingers among the blocks, below that height
@@ -34,15 +37,16 @@ class LayoutSampler:
     def __init__(self, robot: str = "fr3") -> None:
         self.spec = load_robot(robot)
         self.arm = Arm(self.spec)
+        self.table = table_of(self.spec)
         self._bank = _bank(robot)
 
     def sample(self, rng: np.random.Generator) -> tuple[Placement, int]:
         """A placement, and the index of the block in the gripper or -1."""
         q = self._bank[rng.integers(len(self._bank))] + rng.uniform(-1, 1, self.spec.joints) * _JOINT_NOISE_RAD
-        tcp = self.arm.forward(q).position
+        tcp = self.table.to_table(self.arm.forward(q).position)
         relation = int(rng.choice(4, p=_LOW_SHARES if tcp[2] < _LOW_TOP_M else _HIGH_SHARES))
         chosen = int(rng.integers(len(COLORS)))
-        width_m = self._width(relation, rng)
+        width_m = self._width(relation, rng) * self.table.scale
         for _ in range(_ATTEMPTS):
             placement = self._layout(rng, q, tcp, width_m, relation, chosen)
             if placement is not None:
@@ -51,13 +55,15 @@ class LayoutSampler:
         return self.sample(rng)
 
     def _width(self, relation: int, rng: np.random.Generator) -> float:
+        """Of the gripper, in table coordinates."""
+        widest = self.spec.gripper_width_max / self.table.scale
         if relation == _HELD:
             return 0.04
         if relation == _BESIDE:
             return 0.0
         if relation == _BETWEEN:
-            return float(rng.choice([self.spec.gripper_width_max, rng.uniform(0.06, self.spec.gripper_width_max)]))
-        return float(rng.choice([self.spec.gripper_width_max, 0.0, rng.uniform(0.0, self.spec.gripper_width_max)]))
+            return float(rng.choice([widest, rng.uniform(0.06, widest)]))
+        return float(rng.choice([widest, 0.0, rng.uniform(0.0, widest)]))
 
     def _layout(
         self, rng: np.random.Generator, q: Vector, tcp: Vector, width_m: float, relation: int, chosen: int
@@ -104,11 +110,11 @@ def _apart(placement: Placement, held: int) -> bool:
 def _bank(robot: str) -> Vector:
     """Joint positions (N, J) with the fingers down all over the workspace; always the same ones."""
     spec, rng = load_robot(robot), np.random.default_rng(_BANK_SEED)
-    arm, q = Arm(spec), np.array(spec.home)
+    arm, q, table = Arm(spec), np.array(spec.home), table_of(spec)
     bank = []
     for i in range(_BANK_SIZE):
         position = rng.uniform(_BANK_LOW, _BANK_HIGH)
         if i < _LOW_SHARE * _BANK_SIZE:
             position[2] = rng.uniform(_BANK_LOW[2], _LOW_TOP_M)
-        bank.append(arm.solve(Pose(position, _FINGERS_DOWN), q, tolerance_m=2e-3))
+        bank.append(arm.solve(Pose(table.to_base(position), _FINGERS_DOWN), q, tolerance_m=2e-3))
     return np.stack(bank)

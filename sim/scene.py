@@ -1,11 +1,12 @@
-"""The tabletop scene: a robot, four coloured blocks, a plate and two cameras, built from primitives.
+"""The tabletop scene: a robot, four coloured blocks, two cameras and a task's props, built from primitives.
 
-The table top is the plane z = 0 of the robot's base frame; +x points away from the robot, +y to its left.
-Every task uses the same bodies and only places them differently, so that one compiled model serves all.
+The table top is the plane z = 0 of the robot's base frame; +x points away from the robot, +y to its left. Tasks with
+the same props use the same compiled model and only place its bodies differently. What is placed and what is observed
+here is in table coordinates (`volar.sim.table`), which for a full-size arm are those of the base frame.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.spec import RobotSpec, load_robot
+from volar.sim.colors import COLORS, RGBA
+from volar.sim.props import PLATE_HALF_HEIGHT_M, PROPS
+from volar.sim.table import Table, table_of
 
 if TYPE_CHECKING:
     import mujoco
@@ -20,22 +24,11 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 
 TIMESTEP_S = 0.002  # 500 Hz
-COLORS = ("red", "green", "blue", "yellow")
-_RGBA = {
-    "red": (0.86, 0.10, 0.10, 1.0),
-    "green": (0.10, 0.62, 0.16, 1.0),
-    "blue": (0.12, 0.25, 0.88, 1.0),
-    "yellow": (0.96, 0.80, 0.08, 1.0),
-}
-_PLATE_RGBA = (0.62, 0.25, 0.70, 1.0)  # purple: none of the blocks' colours, and unlike the white arm
 _TABLE_RGBA = (0.62, 0.57, 0.50, 1.0)
 _FLOOR_RGBA = (0.30, 0.32, 0.35, 1.0)
 
 BLOCK_HALF_M = 0.02
 BLOCK_MASS_KG = 0.05
-PLATE_RADIUS_M = 0.06
-PLATE_HALF_HEIGHT_M = 0.004
-PLATE_MASS_KG = 0.25
 BLOCK_ON_TABLE_Z_M = BLOCK_HALF_M  # height of a resting block's centre
 BLOCK_ON_PLATE_Z_M = 2 * PLATE_HALF_HEIGHT_M + BLOCK_HALF_M
 
@@ -49,14 +42,15 @@ FRONT_FOVY_DEG = 31.0
 # Frictional cone and a stiff tangential direction, so that a held block does not creep out of the fingers
 # (MuJoCo documentation, "Preventing slip").
 _IMPRATIO = 10.0
+_OUT_OF_SIGHT_M = np.array([-5.0, 0.0, -2.0])  # behind the robot, where props wait that a task does not place
 
 
 @dataclass(frozen=True)
 class Placement:
     """Where the bodies start. `blocks` (4, 3) centres in the order of `COLORS` [m], `yaw` (4,) [rad],
-    `plate` (3,) centre [m], all in the base frame; `q` (J,) arm joints [rad], gripper width [m].
-    `props`: name -> (x, y, z, yaw) of the task's other things, [m] and [rad]; `joints`: name -> position of their
-    joints [m, rad]. A prop that is not named stays out of sight."""
+    `plate` (3,) centre [m], NaN without one. `props`: name -> (x, y, z, yaw) of the task's other things [m, rad]; one
+    that is not named stays out of sight. `joints`: name -> position of their joints [m, rad], 0 where not named. All
+    in table coordinates; `q` (J,) arm joints [rad] and the gripper's width [m] are the robot's own."""
 
     blocks: Vector
     yaw: Vector
@@ -66,12 +60,18 @@ class Placement:
     props: Mapping[str, Vector] = field(default_factory=dict)
     joints: Mapping[str, float] = field(default_factory=dict)
 
+    def with_props(self, props: Mapping[str, Vector], joints: Mapping[str, float] | None = None) -> "Placement":
+        """The same with these props, and these joints if any."""
+        return replace(self, props=props, joints=joints or {})
+
 
 @dataclass(frozen=True)
 class SceneState:
-    """What predicates and experts see, in the base frame: `tcp` (3,) end-effector site [m], `blocks` (4, 3)
-    centres in the order of `COLORS` [m], `plate` (3,) centre [m], gripper width [m]. `props`: name -> (3,) where the
-    task's other things are [m]; `joints`: name -> positions of their joints [m, rad]."""
+    """What predicates and experts see, in table coordinates: `tcp` (3,) end-effector site [m], `blocks` (4, 3)
+    centres in the order of `COLORS` [m], `plate` (3,) centre [m], NaN without one, gripper width [m]. `props`: name ->
+    (3,) site of each of the task's other things [m]; `joints`: name -> positions of their joints [m, rad].
+    `fingertips` (3,): the middle between the fingers' pads, at the height of `tcp`; only with a hand of which one jaw
+    stands still is that another point, and where closed fingers push."""
 
     tcp: Vector
     blocks: Vector
@@ -79,6 +79,7 @@ class SceneState:
     gripper_width_m: float
     props: Mapping[str, Vector] = field(default_factory=dict)
     joints: Mapping[str, float] = field(default_factory=dict)
+    fingertips: Vector = field(default_factory=lambda: np.full(3, np.nan))
 
     def block(self, color: str) -> Vector:
         """Centre (3,) of the block of that colour [m]."""
@@ -119,11 +120,13 @@ def build(robot: RobotSpec, props: tuple[str, ...] = ("plate",)) -> "mujoco.MjSp
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = _IMPRATIO
+    table = table_of(robot)
     robot.add_to(spec)
-    _add_surroundings(spec)
+    _add_surroundings(spec, table)
     for color in COLORS:
-        _add_block(spec, color)
-    _add_plate(spec)
+        _add_block(spec, color, table.scale)
+    for prop in props:
+        PROPS[prop](spec, table.scale)
     return spec
 
 
@@ -131,11 +134,14 @@ def place(model: "mujoco.MjModel", data: "mujoco.MjData", robot: RobotSpec, plac
     """Resets `data` to a placement, at rest, and computes everything that depends on positions."""
     import mujoco
 
+    table = table_of(robot)
     mujoco.mj_resetData(model, data)
+    blocks = table.to_base(placement.blocks)
     for i, color in enumerate(COLORS):
-        half = placement.yaw[i] / 2
-        data.joint(f"block_{color}").qpos[:] = [*placement.blocks[i], np.cos(half), 0.0, 0.0, np.sin(half)]
-    data.joint("plate").qpos[:] = [*placement.plate, 1.0, 0.0, 0.0, 0.0]
+        data.joint(f"block_{color}").qpos[:] = [*blocks[i], *_quaternion(placement.yaw[i])]
+    if np.isfinite(placement.plate).all():
+        data.joint("plate").qpos[:] = [*table.to_base(placement.plate), 1.0, 0.0, 0.0, 0.0]
+    _place_props(model, data, table, placement)
     for name, value in zip(robot.joint_names, placement.q, strict=True):
         data.joint(name).qpos[0] = value
         data.actuator(name).ctrl[0] = value
@@ -146,14 +152,71 @@ def place(model: "mujoco.MjModel", data: "mujoco.MjData", robot: RobotSpec, plac
     mujoco.mj_forward(model, data)
 
 
-def observe(data: "mujoco.MjData", robot: RobotSpec) -> SceneState:
-    """The state of a scene whose positions have been computed."""
-    return SceneState(
-        tcp=data.site(robot.ee_site).xpos.copy(),
-        blocks=np.stack([data.body(f"block_{color}").xpos for color in COLORS]),
-        plate=data.body("plate").xpos.copy(),
-        gripper_width_m=float(sum(data.joint(name).qpos[0] for name in robot.gripper_joint_names)),
-    )
+def _place_props(model: "mujoco.MjModel", data: "mujoco.MjData", table: Table, placement: Placement) -> None:
+    import mujoco
+
+    data.mocap_pos[:] = _OUT_OF_SIGHT_M + np.outer(np.arange(model.nmocap), [0.0, 1.0, 0.0])
+    for name, (x, y, z, yaw) in placement.props.items():
+        position, turn = table.to_base(np.array([x, y, z])), _quaternion(yaw)
+        mocap = int(model.body(name).mocapid[0])
+        if mocap < 0:
+            data.joint(name).qpos[:] = [*position, *turn]
+        else:
+            data.mocap_pos[mocap], data.mocap_quat[mocap] = position, turn
+    for name, value in placement.joints.items():
+        slides = model.joint(name).type[0] == mujoco.mjtJoint.mjJNT_SLIDE
+        data.joint(name).qpos[0] = value * (table.scale if slides else 1.0)
+
+
+def _quaternion(yaw: float) -> tuple[float, float, float, float]:
+    return float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))
+
+
+class SceneReader:
+    """Reads the state of one model's scenes in table coordinates; looks its names up once."""
+
+    def __init__(self, model: "mujoco.MjModel", robot: RobotSpec) -> None:
+        import mujoco
+
+        self._table = table_of(robot)
+        self._robot = robot
+        self._tcp = model.site(robot.ee_site).id
+        self._blocks = [model.body(f"block_{color}").id for color in COLORS]
+        self._fingers = [model.joint(name).qposadr[0] for name in robot.gripper_joint_names]
+        self._pads = [i for i in range(model.ngeom) if model.geom(i).name.endswith("_pad")]
+        bodies = {model.body(i).name: i for i in range(model.nbody)}
+        self._plate = bodies.get("plate")
+        kinds = tuple(PROPS)
+        sites = {model.site(i).name: i for i in range(model.nsite)}
+        self._sites = {name: i for name, i in sites.items() if _kind(name) in kinds}
+        joints = [model.joint(name) for name in (model.joint(i).name for i in range(model.njnt))]
+        slide = mujoco.mjtJoint.mjJNT_SLIDE
+        self._joints = {
+            joint.name: (int(joint.qposadr[0]), 1 / self._table.scale if joint.type[0] == slide else 1.0)
+            for joint in joints
+            if joint.name in self._sites and joint.type[0] != mujoco.mjtJoint.mjJNT_FREE
+        }
+
+    def read(self, data: "mujoco.MjData") -> SceneState:
+        """The state of a scene whose positions have been computed."""
+        to_table, qpos = self._table.to_table, data.qpos
+        tcp = data.site_xpos[self._tcp].copy()
+        middle = data.geom_xpos[self._pads].mean(axis=0) if self._pads else tcp
+        return SceneState(
+            tcp=to_table(tcp),
+            blocks=to_table(data.xpos[self._blocks]),
+            plate=np.full(3, np.nan) if self._plate is None else to_table(data.xpos[self._plate].copy()),
+            gripper_width_m=self._robot.gripper_width(qpos[self._fingers]) / self._table.scale,
+            props={name: to_table(data.site_xpos[i].copy()) for name, i in self._sites.items()},
+            joints={name: float(qpos[i]) * unit for name, (i, unit) in self._joints.items()},
+            fingertips=to_table(np.array([middle[0], middle[1], tcp[2]])),
+        )
+
+
+def _kind(site: str) -> str:
+    """`drawer_red` -> `drawers`, the kind of prop a site belongs to; others as they are."""
+    stem, _, color = site.partition("_")
+    return f"{stem}s" if color in COLORS else site
 
 
 def camera_view(model: "mujoco.MjModel", data: "mujoco.MjData", camera: str) -> CameraView:
@@ -162,7 +225,7 @@ def camera_view(model: "mujoco.MjModel", data: "mujoco.MjData", camera: str) -> 
     return CameraView(here.xpos.copy(), here.xmat.reshape(3, 3).copy(), float(model.camera(camera).fovy[0]))
 
 
-def _add_surroundings(spec: "mujoco.MjSpec") -> None:
+def _add_surroundings(spec: "mujoco.MjSpec", table: Table) -> None:
     import mujoco
 
     spec.visual.map.znear = 0.01
@@ -183,56 +246,40 @@ def _add_surroundings(spec: "mujoco.MjSpec") -> None:
         castshadow=False,
     )
     plane = mujoco.mjtGeom.mjGEOM_PLANE
-    # conaffinity 3: touched by hand and objects (contype 1) and by the arm's links (contype 2).
+    # conaffinity 3: touched by hand and objects (contype 1) and by the arm's links (contype 2), not by fixed props (0).
     spec.worldbody.add_geom(
         name="table",
         type=plane,
         pos=[0.35, 0, 0],
         size=[0.6, 0.65, 0.1],
         rgba=_TABLE_RGBA,
+        contype=0,
         conaffinity=3,
         friction=[0.8, 0.005, 0.0001],
     )
     spec.worldbody.add_geom(
         name="floor", type=plane, pos=[0, 0, -0.7], size=[3, 3, 0.1], rgba=_FLOOR_RGBA, contype=0, conaffinity=0
     )
-    back = np.array(FRONT_POSITION) - np.array(FRONT_LOOKS_AT)
+    position = table.to_base(np.array(FRONT_POSITION))
+    back = position - table.to_base(np.array(FRONT_LOOKS_AT))
     back /= np.linalg.norm(back)
     right = np.cross([0.0, 0.0, 1.0], back)
     right /= np.linalg.norm(right)
-    spec.worldbody.add_camera(
-        name="front", pos=FRONT_POSITION, xyaxes=[*right, *np.cross(back, right)], fovy=FRONT_FOVY_DEG
-    )
+    spec.worldbody.add_camera(name="front", pos=position, xyaxes=[*right, *np.cross(back, right)], fovy=FRONT_FOVY_DEG)
 
 
-def _add_block(spec: "mujoco.MjSpec", color: str) -> None:
+def _add_block(spec: "mujoco.MjSpec", color: str, s: float) -> None:
     import mujoco
 
-    body = spec.worldbody.add_body(name=f"block_{color}", pos=[0.5, 0, BLOCK_HALF_M])
+    body = spec.worldbody.add_body(name=f"block_{color}", pos=[s * 0.5, 0, s * BLOCK_HALF_M])
     body.add_freejoint(name=f"block_{color}")
     body.add_geom(
         name=f"block_{color}",
         type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[BLOCK_HALF_M] * 3,
-        mass=BLOCK_MASS_KG,
-        rgba=_RGBA[color],
+        size=[s * BLOCK_HALF_M] * 3,
+        mass=BLOCK_MASS_KG * s**3,
+        rgba=RGBA[color],
         conaffinity=3,
         condim=4,
         friction=[0.8, 0.005, 0.0001],
-    )
-
-
-def _add_plate(spec: "mujoco.MjSpec") -> None:
-    import mujoco
-
-    body = spec.worldbody.add_body(name="plate", pos=[0.5, 0.2, PLATE_HALF_HEIGHT_M])
-    body.add_freejoint(name="plate")
-    body.add_geom(
-        name="plate",
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
-        size=[PLATE_RADIUS_M, PLATE_HALF_HEIGHT_M, 0],
-        mass=PLATE_MASS_KG,
-        rgba=_PLATE_RGBA,
-        conaffinity=3,
-        friction=[1.0, 0.005, 0.0001],
     )

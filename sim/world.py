@@ -15,8 +15,10 @@ from volar.robots.spec import RobotSpec, load_robot
 from volar.sim import scene
 from volar.sim.scene import SceneState
 from volar.sim.sim_robot import SimRobot, SimulationDiverged
+from volar.sim.table import table_of
 from volar.sim.tasks import load_task
-from volar.sim.tasks.task import Goal, NoLayout, instruction, wrong_instruction
+from volar.sim.tasks.layout import NoLayout
+from volar.sim.tasks.task import Goal, instruction, wrong_instruction
 
 RANDOMIZATIONS = ("none",)
 CONTROL_PERIOD_S = 0.01  # 100 Hz, the rate of the real arm's command interface used here
@@ -49,6 +51,8 @@ class TaskWorld:
                 raise Unknown("camera", camera, self.spec.cameras)
         self.model = scene.compiled(robot, self.task.props)
         self.data: Any = mujoco.MjData(self.model)
+        self.table = table_of(self.spec)
+        self._reader = scene.SceneReader(self.model, self.spec)
         self.body = SimRobot(self.spec, self.model, self.data, dict.fromkeys(cameras, (image_size, image_size)))
         self.goal = Goal("", np.zeros(3))
         self.seed = -1
@@ -77,20 +81,23 @@ class TaskWorld:
 
     @property
     def state(self) -> SceneState:
-        """Positions of everything now, base frame."""
-        return scene.observe(self.data, self.spec)
+        """Positions of everything now, table coordinates."""
+        return self._reader.read(self.data)
 
     def success(self) -> bool:
         return self.task.success(self.state, self.goal)
 
     def expert(self) -> NDArray[np.float64]:
-        """The scripted action (7,) for the current state."""
-        return self.task.expert(self.state, self.goal)
+        """The scripted action (7,) for the current state, base frame."""
+        action = self.task.expert(self.state, self.goal)
+        action[:3] *= self.table.scale
+        return action
 
     def points(self) -> NDArray[np.float32]:
         """`Episode.points` now: (2, 5), rows target and destination; columns x y z [m], u v in the front image."""
         state = self.state
-        positions = np.stack([state.block(self.goal.color), self.task.destination(state, self.goal)])  # (2, 3)
+        goal = self.goal
+        positions = self.table.to_base(np.stack([self.task.target(state, goal), self.task.destination(state, goal)]))
         seen = scene.camera_view(self.model, self.data, scene.LABELLED_CAMERA).project(positions)  # (2, 2)
         return np.hstack([positions, seen]).astype(np.float32)
 

@@ -1,16 +1,42 @@
 """The tasks by name. A new one is one file and one line here."""
 
 from volar.robots.errors import Unknown
+from volar.sim.tasks.close_drawer import CloseDrawer
 from volar.sim.tasks.lift import Lift
+from volar.sim.tasks.open_drawer import OpenDrawer
+from volar.sim.tasks.place_in import PlaceIn
 from volar.sim.tasks.place_on import PlaceOn
+from volar.sim.tasks.press_button import PressButton
 from volar.sim.tasks.push import Push
+from volar.sim.tasks.push_to import PushTo
+from volar.sim.tasks.put_in_drawer import PutInDrawer
 from volar.sim.tasks.reach import Reach
+from volar.sim.tasks.sort import Sort
+from volar.sim.tasks.stack import Stack
 from volar.sim.tasks.task import Task
+from volar.sim.tasks.turn_lever import TurnLever
 
-TASKS: dict[str, Task] = {task.name: task for task in (Reach(), Push(), Lift(), PlaceOn())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Reach(),
+        Push(),
+        PushTo(),
+        Lift(),
+        PlaceOn(),
+        PlaceIn(),
+        Stack(),
+        Sort(),
+        OpenDrawer(),
+        CloseDrawer(),
+        PressButton(),
+        TurnLever(),
+        PutInDrawer(),
+    )
+}
 SUITES: dict[str, tuple[str, ...]] = {
+    "tabletop": tuple(TASKS),
     "starter": ("reach", "push", "lift", "place_on"),  # what the shipped policy and `make demo` know
-    "tabletop": ("reach", "push", "lift", "place_on"),
 }
 
 

@@ -6,7 +6,8 @@ from volar.robots.spec import RobotSpec
 from volar.sim.experts import CLOSED, action, holding, pick, towards
 from volar.sim.predicates import lifted
 from volar.sim.scene import Placement, SceneState
-from volar.sim.tasks.task import NOWHERE, Goal, Task, Vector, sample_goal, sample_placement
+from volar.sim.tasks.layout import sample_placement
+from volar.sim.tasks.task import Goal, Task, Vector, sample_goal
 
 HEIGHT_M = 0.06
 _EXPERT_HEIGHT_M = 0.14  # of the fingertips, where the expert stops
@@ -33,9 +34,6 @@ class Lift(Task):
 
     def success(self, state: SceneState, goal: Goal) -> bool:
         return lifted(state.block(goal.color), HEIGHT_M)
-
-    def destination(self, state: SceneState, goal: Goal) -> Vector:
-        return NOWHERE
 
     def expert(self, state: SceneState, goal: Goal) -> Vector:
         block = state.block(goal.color)

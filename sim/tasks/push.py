@@ -5,17 +5,18 @@ from dataclasses import replace
 import numpy as np
 
 from volar.robots.spec import RobotSpec
-from volar.sim.experts import CLOSED, action, funnel, ramp, towards
+from volar.sim.colors import COLORS
+from volar.sim.experts import push_along
 from volar.sim.predicates import moved_towards, resting_on_table
-from volar.sim.scene import BLOCK_ON_TABLE_Z_M, COLORS, Placement, SceneState
-from volar.sim.tasks.task import SIDES, Goal, NoLayout, Task, Vector, sample_goal, sample_placement
+from volar.sim.scene import BLOCK_ON_TABLE_Z_M, Placement, SceneState
+from volar.sim.tasks.layout import NoLayout, corridor_free, sample_placement
+from volar.sim.tasks.task import SIDES, Goal, Task, Vector, sample_goal
 
 DISTANCE_M = 0.06
 SIDEWAYS_M = 0.04
 _DESTINATION_M = 0.08
 _BEHIND_M = 0.07  # where the closed fingers go down, from the block's centre
 _TOUCHING_M = 0.03  # distance of the fingers' centre from the block's while pushing
-_PUSH_STEP_M = 0.025
 _REACHED_Y_M = 0.20  # the block's centre stays within, so that the hand behind and the block stay in sight
 
 
@@ -38,7 +39,7 @@ class Push(Task):
         for _ in range(200):
             placement = sample_placement(rng, robot)
             goal = replace(sample_goal(rng, placement), side=tuple(SIDES)[rng.integers(len(SIDES))])
-            if self._corridor_free(goal, placement):
+            if self._has_room(goal, placement):
                 return goal, placement
         raise NoLayout("no layout with a free corridor for a push")
 
@@ -51,29 +52,14 @@ class Push(Task):
         return np.asarray(goal.start + _DESTINATION_M * SIDES[goal.side])
 
     def expert(self, state: SceneState, goal: Goal) -> Vector:
-        block, side = state.block(goal.color), SIDES[goal.side]
-        offset = state.tcp - block
-        along, across = float(offset @ side), abs(float(offset[0]))
-        # Nearest point of the segment behind the block, on which the fingers may be low.
-        outside = max(-along - _BEHIND_M, along + _TOUCHING_M, 0.0)
-        horizontal = float(np.hypot(outside, across))
-        ready = ramp(float(state.tcp[2]), 0.045, 0.03) * ramp(across, 0.02, 0.01)
-        height = BLOCK_ON_TABLE_Z_M + funnel(horizontal)
-        goal_m = np.array([*(block - _BEHIND_M * side)[:2], height])
-        step = towards(state.tcp, goal_m)
-        pushing = np.array([0.0, 0.0, 0.0]) + _PUSH_STEP_M * side
-        step[1] = (1 - ready) * step[1] + ready * pushing[1]
-        return action(step, CLOSED)
+        x, y, _ = state.block(goal.color)
+        middle = np.array([x, y, BLOCK_ON_TABLE_Z_M])
+        return push_along(state, middle, SIDES[goal.side], behind_m=_BEHIND_M, touching_m=_TOUCHING_M)
 
-    def _corridor_free(self, goal: Goal, placement: Placement) -> bool:
-        """No other block or plate where the block will go nor where the hand goes down behind it."""
+    def _has_room(self, goal: Goal, placement: Placement) -> bool:
         side = SIDES[goal.side]
         if goal.start @ side + _DESTINATION_M > _REACHED_Y_M:
             return False
-        others = [placement.blocks[i] for i, color in enumerate(COLORS) if color != goal.color]
-        for other, radius in [*((block, 0.03) for block in others), (placement.plate, 0.065)]:
-            along, across = float((other - goal.start) @ side), abs(float((other - goal.start)[0]))
-            # Block (half 0.025 m turned) ahead; fingers (0.012 m) behind: both with 0.01 m to spare.
-            if across < 0.035 + radius and -_BEHIND_M - 0.035 - radius < along < _DESTINATION_M + 0.045 + radius:
-                return False
-        return True
+        others = [(placement.blocks[i], 0.03) for i, color in enumerate(COLORS) if color != goal.color]
+        others.append((placement.plate, 0.065))
+        return corridor_free(goal.start, side, others, behind_m=_BEHIND_M, ahead_m=_DESTINATION_M)

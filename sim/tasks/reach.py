@@ -6,7 +6,8 @@ from volar.robots.spec import RobotSpec
 from volar.sim.experts import OPEN, action, towards
 from volar.sim.predicates import near
 from volar.sim.scene import Placement, SceneState
-from volar.sim.tasks.task import NOWHERE, Goal, Task, Vector, sample_goal, sample_placement
+from volar.sim.tasks.layout import sample_placement
+from volar.sim.tasks.task import Goal, Task, Vector, sample_goal
 
 ABOVE_M = np.array([0.0, 0.0, 0.04])  # above the block's centre: 0.02 m over its top
 WITHIN_M = 0.025
@@ -33,9 +34,6 @@ class Reach(Task):
 
     def success(self, state: SceneState, goal: Goal) -> bool:
         return near(state.tcp, state.block(goal.color) + ABOVE_M, WITHIN_M)
-
-    def destination(self, state: SceneState, goal: Goal) -> Vector:
-        return NOWHERE
 
     def expert(self, state: SceneState, goal: Goal) -> Vector:
         return action(towards(state.tcp, state.block(goal.color) + ABOVE_M), OPEN)

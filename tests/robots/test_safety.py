@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from volar.robots.body import JointCommand
 from volar.robots.errors import Unknown
 from volar.robots.fr3 import FR3
-from volar.robots.kinematics import Arm
+from volar.robots.kinematics import Arm, Pose
 from volar.robots.safety import NO_TARGET, NON_FINITE_TARGET, WORKSPACE, SafetyError, SafetyFilter
 from volar.robots.spec import RobotSpec, load_robot
 
@@ -225,10 +225,11 @@ def test_it_brakes_to_rest_and_stays(name: str, fill: float | None, reason: str)
     np.testing.assert_array_equal(commands[-1].q, commands[-2].q)
 
 
+@pytest.mark.parametrize("seed", range(3, 7))
 @each_robot
-def test_workspace_box_holds_even_at_full_speed(name: str) -> None:
+def test_workspace_box_holds_even_at_full_speed(name: str, seed: int) -> None:
     """Targets far outside: the arm stops inside the box, says why, and can leave the border again."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     safety = SafetyFilter(arm_of(name), PERIOD_S)
     spec, home = safety.spec, np.array(safety.spec.home)
     safety.reset(home, 0.0)
@@ -240,8 +241,8 @@ def test_workspace_box_holds_even_at_full_speed(name: str) -> None:
             filtered = safety.step(target, 0.0)
             reasons.add(filtered.reason)
             commands.append(filtered.command)
-            assert (safety.pose.position > low - 0.0005).all(), safety.pose.position
-            assert (safety.pose.position < high + 0.0005).all(), safety.pose.position
+            assert (safety.pose.position > low - 0.0001).all(), safety.pose.position
+            assert (safety.pose.position < high + 0.0001).all(), safety.pose.position
     check_limits(spec, commands)
     assert reasons == {None, WORKSPACE}
     for _ in range(300):
@@ -308,3 +309,16 @@ def test_only_the_filter_makes_commands_and_only_the_loop_sends_them() -> None:
                     sent.add(str(path.relative_to(root)))
     assert made == {"robots/safety.py"}
     assert sent == {"robots/control_loop.py"}
+
+
+def test_an_arm_at_rest_at_the_border_finds_its_way_back() -> None:
+    """Its joints, each as fast as it can, would first carry it across; in proportion they do not."""
+    arm = arm_of("so101")
+    stuck = np.array([0.5838, 0.9098, -1.0250, 1.5159, -0.9519])  # 0.3 mm inside y = -0.17 m, hand tilted
+    guard = SafetyFilter(arm, PERIOD_S)
+    guard.reset(stuck, 0.0)
+    start, down = arm.forward(stuck), np.diag([1.0, -1.0, -1.0])
+    target = Pose(start.position + np.array([-0.04, 0.025, 0.015]), down)
+    for _ in range(300):
+        guard.step(arm.step_towards(guard.q, target, PERIOD_S), 0.0)
+    assert np.linalg.norm(guard.pose.position - target.position) < 0.01

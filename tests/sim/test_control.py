@@ -109,10 +109,11 @@ def test_physics_that_diverges_costs_its_own_episode_only(artifact_folder: Path)
 @pytest.mark.parametrize("name", TASKS)
 def test_every_phrasing_is_understood(name: str) -> None:
     for template in (*TASKS[name].templates, *TASKS[name].held_out_templates):
-        order = understand(template.format(color="blue", side="right").capitalize() + ".")
+        order = understand(template.format(color="blue", side="right", other="red").capitalize() + ".")
         assert order.task == name
         assert order.color == "blue"
         assert order.side == ("right" if "{side}" in template else "")
+        assert order.other == ("red" if "{other}" in template else "")
 
 
 def test_what_is_not_understood_is_refused_with_examples() -> None:

@@ -13,8 +13,8 @@ from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.exported_policy import ExportedPolicy
 from volar.robots.limit_margins import LimitMargins
 from volar.sim.closed_loop import WRONG_INSTRUCTION, ClosedLoop, EpisodeRecord, episode_seed
+from volar.sim.colors import COLORS
 from volar.sim.evaluate import EvaluateConfig, evaluate, select_for_film
-from volar.sim.scene import COLORS
 from volar.sim.tasks import TASKS
 from volar.sim.wilson import wilson_interval
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from volar.sim.colors import COLORS
 from volar.sim.grounding import PLATE, Scenes, grounding_samples, render_scenes
-from volar.sim.scene import BLOCK_ON_TABLE_Z_M, COLORS
+from volar.sim.scene import BLOCK_ON_TABLE_Z_M
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from volar.robots.errors import Unknown
+from volar.sim.colors import COLORS
 from volar.sim.rendering import CameraRenderer, backend
-from volar.sim.scene import COLORS, compiled
+from volar.sim.scene import compiled
 from volar.sim.world import TaskWorld
 
 # Which channels a colour has much of.
