@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from volar.robots.primitives import DARK, PAD, WHITE, Point, add_width_servo
+from volar.robots.primitives import DARK, PAD, WHITE, Point, add_width_servo, couple
 
 if TYPE_CHECKING:
     import mujoco
@@ -47,20 +47,7 @@ class ParallelGripper:
         hand.add_camera(name="wrist", pos=self.camera, xyaxes=[0, 1, 0, 0.94, 0, 0.34], fovy=74)
         for name, side in zip(self.joint_names, (1.0, -1.0), strict=True):
             self._add_finger(hand, name, side)
-        self.drive(spec)
-
-    def drive(self, spec: "mujoco.MjSpec") -> None:
-        """Ties the fingers together and adds the actuator."""
-        import mujoco
-
-        spec.add_equality(
-            type=mujoco.mjtEq.mjEQ_JOINT,
-            objtype=mujoco.mjtObj.mjOBJ_JOINT,
-            name1=self.joint_names[0],
-            name2=self.joint_names[1],
-            solref=[0.005, 1.0],
-            data=[0.0, 1.0] + [0.0] * 10,
-        )
+        couple(spec, self.joint_names)
         add_width_servo(spec, dict.fromkeys(self.joint_names, 1.0), 2 * self.stroke_m, self.force_max)
 
     def _add_finger(self, hand: Any, name: str, side: float) -> None:

@@ -61,3 +61,18 @@ def add_width_servo(spec: "mujoco.MjSpec", coefficients: dict[str, float], width
         forcerange=[-force_max, force_max],
     )
     gripper.set_to_position(kp=1000.0, kv=100.0)
+
+
+def couple(spec: "mujoco.MjSpec", joints: tuple[str, ...]) -> None:
+    """Ties two finger joints together, so that they move alike; one alone needs nothing."""
+    import mujoco
+
+    for other in joints[1:]:
+        spec.add_equality(
+            type=mujoco.mjtEq.mjEQ_JOINT,
+            objtype=mujoco.mjtObj.mjOBJ_JOINT,
+            name1=joints[0],
+            name2=other,
+            solref=[0.005, 1.0],
+            data=[0.0, 1.0] + [0.0] * 10,
+        )

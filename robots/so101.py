@@ -46,10 +46,11 @@ _SHAPES: tuple[Capsule, ...] = (
     ((0, 0, 0.0183), (-0.11257, -0.028, 0.0183), 0.018),
     ((0, 0, 0.0183), (-0.1349, 0.0052, 0.0183), 0.016),
     ((0, 0, 0.0181), (0, -0.05, 0.0181), 0.016),
+    ((0, 0, 0.0), (0, 0, 0.012), 0.014),
 )
 BASE_MASS = 0.147  # [kg]
-LINK_MASS = (0.100006, 0.103, 0.104, 0.079)  # [kg]
-HAND_MASS, JAW_MASS = 0.087, 0.012  # [kg]
+LINK_MASS = (0.100006, 0.103, 0.104, 0.079, 0.03)  # [kg]
+HAND_MASS, JAW_MASS = 0.087 - LINK_MASS[-1], 0.012  # [kg]; the URDF's gripper_link is last link and fixed jaw in one
 
 ARMATURE = 0.028  # [kg m^2], STS3215; sources differ: another identifies 0.11
 JOINT_DAMPING = 0.6  # [Nm s/rad], `Simulation/SO101/joints_properties.xml`
@@ -103,8 +104,7 @@ def add_to(spec: "mujoco.MjSpec") -> Any:
             armature=ARMATURE,
             damping=[JOINT_DAMPING, 0.0, 0.0],
         )
-        if i < len(_SHAPES):
-            add_capsule(link, f"so101_link{i + 1}", _SHAPES[i], LINK_MASS[i], WHITE if i % 2 == 0 else GREY)
+        add_capsule(link, f"so101_link{i + 1}", _SHAPES[i], LINK_MASS[i], WHITE if i % 2 == 0 else GREY)
         add_servo(spec, SO101.joint_names[i], SERVO_KP, SERVO_KV, EFFORT_MAX)
         parent = link
     parent.add_site(name="flange")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,13 +101,27 @@ class RobotSpec:
         return np.full(count, width_m / self.gripper_m_per_unit / count)
 
 
+def robot_name(robot: str, asset: str | None) -> str:
+    """What `load_robot` takes: the robot's name, with a user's model (`menagerie:PATH`) if one is given."""
+    return f"{robot}+{asset}" if asset else robot
+
+
+@lru_cache(maxsize=8)
 def load_robot(name: str) -> RobotSpec:
-    """The robot of that name. Raises `Unknown` naming the choices."""
+    """The robot of that name; `NAME+menagerie:PATH`: with a user's model in place of its primitives.
+
+    Raises `Unknown` naming the choices, and as `mjcf_arm.with_asset`.
+    """
     from volar.robots.fr3 import FR3
     from volar.robots.so101 import SO101
     from volar.robots.ur5e import UR5E
 
     robots = {spec.name: spec for spec in (FR3, SO101, UR5E)}
+    name, _, asset = name.partition("+")
     if name not in robots:
         raise Unknown("robot", name, robots)
+    if asset:
+        from volar.robots.mjcf_arm import with_asset
+
+        return with_asset(robots[name], asset)
     return robots[name]
