@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from volar.sim.wall_clock import RealTimeRun
     from volar.sim.world import TaskWorld
 
-ROBOTS = ("sim/fr3",)
+ROBOTS = ("sim/fr3", "sim/ur5e", "sim/so101")
 EXAMPLES = (
     'volar-control policy=runs/artifact robot=sim/fr3 instruction="lift the red block"',
     "volar-control policy=runs/artifact task=lift episodes=50 output=runs/lifts",
@@ -37,6 +37,7 @@ class ControlConfig:
 
     policy: Path = field(metadata={"help": "exported artifact (volar-export writes one)"})
     robot: str = field(default="sim/fr3", metadata={"help": f"the body to move: {', '.join(ROBOTS)}"})
+    asset: str | None = field(default=None, metadata={"help": "menagerie:PATH, your own MJCF model of that robot"})
     instruction: str | None = field(
         default=None, metadata={"help": "what to do; left out, what each scene of the task asks for"}
     )
@@ -77,7 +78,7 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.robots.control_loop import ControlLoop
     from volar.robots.kinematics import Arm
     from volar.robots.policy_process import PolicyProcess
-    from volar.robots.spec import load_robot
+    from volar.robots.spec import load_robot, robot_name
     from volar.sim import orders
     from volar.sim.closed_loop import world_for
     from volar.sim.control_report import print_summary, summarize
@@ -87,7 +88,7 @@ def control(config: ControlConfig) -> dict[str, Any]:
     path = _output_file(config)
     artifact = _artifact(config.policy)
     contract = read_contract(artifact)
-    robot = config.robot.partition("/")[2]
+    robot = robot_name(config.robot.partition("/")[2], config.asset)
     require(contract, load_robot(robot))
     order = (
         orders.understand(config.instruction, config.task) if config.instruction else orders.Order(config.task or "")
@@ -103,6 +104,7 @@ def control(config: ControlConfig) -> dict[str, Any]:
         "policy": str(config.policy),
         "contract_sha256": contract.sha256,
         "robot": config.robot,
+        "asset": config.asset,
         "task": order.task,
         "instruction": config.instruction,
         "seed": config.seed,

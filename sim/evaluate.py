@@ -50,7 +50,8 @@ class EvaluateConfig:
         default="none",
         metadata={"help": "what varies beyond the layout: a preset or a .yaml; several, with commas, or all: each"},
     )
-    robot: str = field(default="fr3", metadata={"help": "robot in the scene"})
+    robot: str = field(default="fr3", metadata={"help": "robot in the scene: fr3, ur5e, so101"})
+    asset: str | None = field(default=None, metadata={"help": "menagerie:PATH, your own MJCF model of that robot"})
     wrong_instruction: bool = field(
         default=True, metadata={"help": "run every episode again, told another order: does it listen?"}
     )
@@ -112,13 +113,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     from volar.robots.contract import require
     from volar.robots.policies import default_policy, find_policy
-    from volar.robots.spec import load_robot
+    from volar.robots.spec import load_robot, robot_name
     from volar.sim import evaluation, evaluation_folder, films
     from volar.sim.evaluation_plan import Plan
     from volar.sim.evaluation_progress import run_plan
 
     tasks = _task_names(config)
-    robot = load_robot(config.robot)
+    robot_with_asset = robot_name(config.robot, config.asset)
+    robot = load_robot(robot_with_asset)
     folder = find_policy(config.policy or default_policy())
     contract = evaluation.read_contract(folder)
     require(contract, robot)
@@ -126,7 +128,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     others = _other_checkpoints(config, identity["policy_sha256"])
     records = evaluation_folder.prepare(config.output, identity, config.resume, config.overwrite)
     bench = evaluation.Bench(
-        str(folder.resolve()), config.robot, config.latency_ms / 1e3, config.randomizations[0], config.max_steps
+        str(folder.resolve()), robot_with_asset, config.latency_ms / 1e3, config.randomizations[0], config.max_steps
     )
     margin = config.margin if config.stop == "sequential" else None
     plan = Plan(tasks, config.conditions, config.episodes, config.seed, config.output, margin)
@@ -159,7 +161,7 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
     from volar.robots.config_values import plain
     from volar.sim.evaluation import folder_sha256
 
-    settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "latency_ms", "max_steps")}
+    settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "asset", "latency_ms", "max_steps")}
     standard = config.randomizations[0]
     return settings | {"randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
 
@@ -194,6 +196,7 @@ def _results(
         "contract_sha256": contract.sha256,
         "suite": config.suite,
         "robot": config.robot,
+        "asset": config.asset,
         "seed": config.seed,
         "randomization": config.randomizations[0],
         "latency_ms": config.latency_ms,
