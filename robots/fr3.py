@@ -126,8 +126,13 @@ def _add_hand(spec: "mujoco.MjSpec", flange: Any, white: list[float], dark: list
             damping=[10.0, 0.0, 0.0],
         )
         finger.add_geom(
-            type=box, pos=[0, side * 0.012, 0.012], size=[0.01, 0.008, 0.014], mass=FINGER_MASS / 3, rgba=dark,
-            contype=0, conaffinity=0,
+            type=box,
+            pos=[0, side * 0.012, 0.012],
+            size=[0.01, 0.008, 0.014],
+            mass=FINGER_MASS / 3,
+            rgba=dark,
+            contype=0,
+            conaffinity=0,
         )
         finger.add_geom(
             name=f"{name}_pad",
@@ -203,8 +208,15 @@ FR3 = RobotSpec(
     cameras=("front", "wrist"),
     action=end_effector_delta(),
     state_names=(
-        "ee_x", "ee_y", "ee_z",
-        "ee_r11", "ee_r21", "ee_r31", "ee_r12", "ee_r22", "ee_r32",
+        "ee_x",
+        "ee_y",
+        "ee_z",
+        "ee_r11",
+        "ee_r21",
+        "ee_r31",
+        "ee_r12",
+        "ee_r22",
+        "ee_r32",
         "gripper_width",
     ),
     state_units=("m",) * 3 + ("1",) * 6 + ("m",),

@@ -9,6 +9,7 @@ value acts on the scene's own (`operation`) and on which elements (`scope`). Pre
       - {field: friction, scope: object/*, operation: scale, distribution: {log_uniform: [0.7, 1.4]}}
 """
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -138,6 +139,12 @@ def check_name(value: str) -> str:
     """Returns the name of a preset or the path of a file. Raises `Unknown` naming the choices; imports nothing."""
     _file(value)
     return value
+
+
+def fingerprint(value: str) -> str:
+    """What tells it from others in a record of settings: a preset's name, or a file's path and content."""
+    path = _file(value)
+    return value if value in PRESETS else f"{value} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def _file(value: "str | Path") -> Path:

@@ -60,6 +60,10 @@ class Randomizer:
         """Whether something lies between the body and its controller."""
         return any(term.axis.part == "sensing" for term in self._terms)
 
+    def elements(self, term: Term) -> Mapping[str, Any]:
+        """Name -> index of what a term acts on; {"": None} where there is only one of it."""
+        return self._elements[term.key]
+
     def draw(self, seed: int) -> dict[str, Any]:
         """What the terms draw for an episode, JSON values; distractors' poses follow in `settle`."""
         drawn = {t.key: t.draw(seed, self._elements[t.key]) for t in self._terms if t.mode != "startup"}
@@ -78,7 +82,7 @@ class Randomizer:
         if self._derived:
             self._set_constants()
         intervals = [term for term in self._terms if term.mode == "interval"]
-        self._before = {t.key: {e: t.axis.read(self.stage, i) for e, i in self._index(t)} for t in intervals}
+        self._before = {t.key: {e: t.axis.read(self.stage, i) for e, i in self.elements(t).items()} for t in intervals}
         self._next = dict.fromkeys(self._before, 0)
 
     def placed(self, placement: Placement) -> Placement:
@@ -134,11 +138,8 @@ class Randomizer:
                 raise Unknown(f"scope of {term.field}", pattern, named)
         return {name: i for name, i in named.items() if any(fnmatch.fnmatchcase(name, p) for p in term.scope)}
 
-    def _index(self, term: Term) -> list[tuple[str, Any]]:
-        return list(self._elements[term.key].items())
-
     def _apply(self, term: Term, drawn: Any, before: Mapping[str, Any] | None = None) -> None:
-        for name, i in self._index(term):
+        for name, i in self.elements(term).items():
             value = drawn[name] if isinstance(drawn, Mapping) else drawn
             if not isinstance(value, str | bool):
                 base = term.axis.read(self.stage, i) if before is None else before[name]

@@ -57,11 +57,11 @@ class TaskWorld:
         for camera in cameras:
             if camera not in self.spec.cameras:
                 raise Unknown("camera", camera, self.spec.cameras)
-        self._randomizer: Randomizer | None = None
+        self.randomizer: Randomizer | None = None
         self.model = scene.compiled(robot, self.task.props)
         if self.randomization.terms:
-            self._randomizer = Randomizer(self.randomization, self.spec, self.task.props, world_seed)
-            self.model = self._randomizer.model
+            self.randomizer = Randomizer(self.randomization, self.spec, self.task.props, world_seed)
+            self.model = self.randomizer.model
         self.data: Any = mujoco.MjData(self.model)
         sizes = cameras if isinstance(cameras, Mapping) else dict.fromkeys(cameras, (image_size, image_size))
         self.body = self._body(sizes)
@@ -83,17 +83,17 @@ class TaskWorld:
             raise NoLayout(f"{self.task.name}, seed {seed}: {error}") from error
         self.seed, self._rng = seed, rng
         self.instruction = instruction(self.task, self.goal, rng)
-        if self._randomizer is None:
+        if self.randomizer is None:
             if draws:
                 raise VolarError(f"randomization none has no draws, was given {sorted(draws)}")
             scene.place(self.model, self.data, self.spec, placement)
         else:
-            self._place_varied(self._randomizer, seed, placement, draws)
+            self._place_varied(self.randomizer, seed, placement, draws)
         self.body.restart()
 
     def _body(self, sizes: Mapping[str, tuple[int, int]]) -> SimRobot | DisturbedRobot:
         robot = SimRobot(self.spec, self.model, self.data, sizes)
-        return DisturbedRobot(robot) if self._randomizer is not None and self._randomizer.disturbs else robot
+        return DisturbedRobot(robot) if self.randomizer is not None and self.randomizer.disturbs else robot
 
     def _place_varied(self, randomizer: Randomizer, seed: int, placement: Placement, draws: Draws | None) -> None:
         randomizer.stage.data = self.data
@@ -105,8 +105,8 @@ class TaskWorld:
 
     def advance(self, dt_s: float = CONTROL_PERIOD_S) -> None:
         """Steps the physics. Raises `SimulationDiverged`, naming the seed."""
-        if self._randomizer is not None:
-            self._randomizer.tick(self.body.now_ns)
+        if self.randomizer is not None:
+            self.randomizer.tick(self.body.now_ns)
         try:
             self.body.advance(dt_s)
         except SimulationDiverged as error:
@@ -131,8 +131,8 @@ class TaskWorld:
         state = self.state
         positions = np.stack([state.block(self.goal.color), self.task.destination(state, self.goal)])  # (2, 3)
         seen = scene.camera_view(self.model, self.data, scene.LABELLED_CAMERA).project(positions)  # (2, 2)
-        if self._randomizer is not None:  # the scene's origin is on the table, the base frame above or below it
-            positions = positions - [0.0, 0.0, self._randomizer.base_height_m]
+        if self.randomizer is not None:  # the scene's origin is on the table, the base frame above or below it
+            positions = positions - [0.0, 0.0, self.randomizer.base_height_m]
         return np.hstack([positions, seen]).astype(np.float32)
 
     def wrong_instruction(self) -> str:

@@ -1,11 +1,11 @@
 """volar-export: a policy directory to one self-contained, verified artifact.
 
-    policy.onnx      raw images, state and token ids in; actions in physical units out
-    contract.json    what the policy assumes; its hash is in artifact.json and in the model's metadata
-    tokenizer.json   words of the instruction to ids
-    golden.npz       observations with the chunks they must give, checked at every load
-    README.md        model card
-    artifact.json    format version, hash of every other file
+policy.onnx      raw images, state and token ids in; actions in physical units out
+contract.json    what the policy assumes; its hash is in artifact.json and in the model's metadata
+tokenizer.json   words of the instruction to ids
+golden.npz       observations with the chunks they must give, checked at every load
+README.md        model card
+artifact.json    format version, hash of every other file
 """
 
 import hashlib

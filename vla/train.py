@@ -18,7 +18,6 @@ from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
 
 if TYPE_CHECKING:
-
     from volar.vla.training_run import TrainingRun
 
 RECORD = "train.json"  # the settings of the run in a folder

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill: written beside, then renamed; `last` always names a complete one.
 
-    checkpoints/{step:06d}/pretrained_model   the policy directory, with averaged weights
-    checkpoints/{step:06d}/training_state     raw weights, optimizer moments, step: resume is exact
+checkpoints/{step:06d}/pretrained_model   the policy directory, with averaged weights
+checkpoints/{step:06d}/training_state     raw weights, optimizer moments, step: resume is exact
 """
 
 import json
