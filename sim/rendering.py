@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.errors import Unknown, VolarError
+from volar.robots.graphics import FIX, unused_gpu
 
 if TYPE_CHECKING:
     import mujoco
@@ -138,3 +139,5 @@ def _log_once(driver: str) -> None:
     if driver not in _logged_drivers:
         _logged_drivers.add(driver)
         _log.info("OpenGL renderer: %s", driver)
+        if gpu := unused_gpu(driver):
+            _log.warning("images are rendered in software (%s), yet there is a GPU at %s: %s", driver, gpu, FIX)
