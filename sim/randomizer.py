@@ -45,11 +45,13 @@ class Randomizer:
         self._terms = sorted(randomization.terms, key=lambda term: (_ORDER[term.field], term.key))
         self._elements = {term.key: self._scope(term) for term in self._terms}
         self._startup = {t.key: t.draw(world_seed, self._elements[t.key]) for t in self._terms if t.mode == "startup"}
+        self._intervals = [term for term in self._terms if term.mode == "interval"]
         self._derived = any(term.axis.derived for term in self._terms)
         self._places = any(term.axis.needs == "distractors" for term in self._terms)
         self._draws: dict[str, Any] = {}
         self._before: dict[str, dict[str, Any]] = {}  # of interval terms: the episode's own values
         self._next: dict[str, int] = {}
+        self._due_ns = np.inf
 
     @property
     def model(self) -> "mujoco.MjModel":
@@ -81,9 +83,11 @@ class Randomizer:
                 self._apply(term, self._draws[term.key])
         if self._derived:
             self._set_constants()
-        intervals = [term for term in self._terms if term.mode == "interval"]
-        self._before = {t.key: {e: t.axis.read(self.stage, i) for e, i in self.elements(t).items()} for t in intervals}
+        self._before = {
+            t.key: {e: t.axis.read(self.stage, i) for e, i in self.elements(t).items()} for t in self._intervals
+        }
         self._next = dict.fromkeys(self._before, 0)
+        self._due_ns = min((self._time_ns(term) for term in self._intervals), default=np.inf)
 
     def placed(self, placement: Placement) -> Placement:
         """The placement with blocks of another size where they rested: on the table, or on each other."""
@@ -110,11 +114,18 @@ class Randomizer:
 
     def tick(self, now_ns: int) -> None:
         """Applies the interval terms that are due; called before each control period."""
-        for term in self._terms:
-            if term.mode == "interval" and now_ns >= (self._next[term.key] + 1) * term.interval_s * 1e9:
+        if now_ns < self._due_ns:
+            return
+        for term in self._intervals:
+            if now_ns >= self._time_ns(term):
                 values = self._draws[term.key]
                 self._apply(term, values[self._next[term.key] % INTERVAL_DRAWS], self._before[term.key])
                 self._next[term.key] += 1
+        self._due_ns = min(self._time_ns(term) for term in self._intervals)
+
+    def _time_ns(self, term: Term) -> float:
+        """When an interval term acts next."""
+        return (self._next[term.key] + 1) * term.interval_s * 1e9
 
     def disturbance(self) -> Disturbance:
         """Of the episode that has begun."""

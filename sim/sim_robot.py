@@ -68,14 +68,15 @@ class SimRobot:
         """Sets the clock to zero; the caller has placed the bodies."""
         self._steps = 0
 
-    def joint_state(self) -> JointState:
-        qpos = self._data.qpos
+    def joint_state(self, past: tuple[int, NDArray[np.float64], NDArray[np.float64]] | None = None) -> JointState:
+        """Measured now; or then, given the time [ns] and a `snapshot`."""
+        stamp_ns, qpos, qvel = past or (self.now_ns, self._data.qpos, self._data.qvel)
         width_m = self._spec.gripper_width(qpos[self._fingers])
-        return JointState(qpos[self._q], self._data.qvel[self._dq], width_m, self.now_ns)
+        return JointState(qpos[self._q], qvel[self._dq], width_m, stamp_ns)
 
-    def qpos(self) -> NDArray[np.float64]:
-        """Positions of everything in the scene now (nq,), to show it again later."""
-        return np.array(self._data.qpos)
+    def snapshot(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Positions (nq,) and velocities (nv,) of everything in the scene now, to measure or show them later."""
+        return self._data.qpos.copy(), self._data.qvel.copy()
 
     def images(self, qpos: NDArray[np.float64] | None = None) -> dict[str, NDArray[np.uint8]]:
         """What the cameras see; of the scene as it was, given its `qpos`."""
