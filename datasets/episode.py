@@ -1,7 +1,7 @@
 """One demonstration or rollout, as arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ class Episode:
 
     `images`: camera -> uint8 (T, H, W, 3). `state`: float32 (T, S). `actions`: float32 (T, A).
     `points`: float32 (T, 2, 5), rows `POINT_NAMES`, columns `POINT_FIELDS`; NaN where there is none
-    (always, for data without labels). `seed`: the environment's, or -1.
+    (always, for data without labels). `seed`: the environment's, or -1. `info`: what else decided it, JSON values
+    (a simulation's random draws); empty where there is nothing.
     Raises `ValueError` on lengths that differ or non-finite states or actions.
     """
 
@@ -33,6 +34,7 @@ class Episode:
     task: str
     success: bool
     seed: int = -1
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = len(self.actions)

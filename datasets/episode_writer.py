@@ -128,7 +128,10 @@ class EpisodeWriter:
     def append(self, episode: Episode | bytes) -> None:
         """Adds the next episode; writes the shard when it is full. Raises `VolarError`, `DiskFull`."""
         encoded = encode_episode(episode, self.contract) if isinstance(episode, Episode) else episode
-        self._open.append(decode_stream(encoded))
+        table, facts = decode_stream(encoded)
+        if self._open and bool(facts["info"]) != bool(self._open[0][1]["info"]):
+            raise DatasetError(f"{self.root}: all episodes must have an info, or none: it is a column of meta/episodes")
+        self._open.append((table, facts))
         if len(self._open) == self.shard_episodes:
             self._write_shard()
             self._close_shard()
@@ -268,6 +271,7 @@ def _episode_row(table: pa.Table, facts: dict[str, Any], shard: int) -> dict[str
         "dataset_to_index": first + len(table),
         **{f"meta/episodes/{key}": value for key, value in place.items()},
         **{f"volar/{key}": facts[key] for key in ("task", "seed", "success")},
+        **({"volar/info": json.dumps(facts["info"])} if facts["info"] else {}),
         **{f"stats/{key}/{name}": v for key, values in statistics.items() for name, v in values.items()},
     }
 
@@ -283,6 +287,7 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
         "instruction": row["tasks"][0],
         "statistics": statistics,
         **{key: row[f"volar/{key}"] for key in ("task", "seed", "success")},
+        "info": json.loads(row.get("volar/info") or "{}"),
     }
 
 

@@ -183,6 +183,7 @@ def _episode(info: DatasetInfo, table: pa.Table, row: dict[str, Any]) -> Episode
         task=row.get("volar/task") or instruction,
         success=success,
         seed=row.get("volar/seed", -1),
+        info=json.loads(row.get("volar/info") or "{}"),
     )
 
 

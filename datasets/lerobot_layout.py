@@ -113,7 +113,7 @@ def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
     """An episode as an Arrow stream, ready for `EpisodeWriter.append`: plain bytes, made in any process.
 
     It holds every column that does not depend on the episode's place in the dataset, and as metadata its
-    instruction, task, seed, success and statistics. Raises `VolarError` when it does not fit the contract.
+    instruction, task, seed, success, info and statistics. Raises `VolarError` when it does not fit the contract.
     """
     _check_fits(episode, contract)
     steps = len(episode)
@@ -149,6 +149,7 @@ def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
         "task": episode.task,
         "seed": episode.seed,
         "success": bool(episode.success),
+        "info": dict(episode.info),
         "statistics": statistics,
     }
     table = pa.table(columns).replace_schema_metadata({"volar": json.dumps(facts)})

@@ -104,7 +104,11 @@ def check_torch() -> Check:
 
 
 def check_renderer() -> Check:
+    from volar.robots.graphics import FIX, unused_gpu
+
     ok, said = _python(_RENDER)
+    if ok and (gpu := unused_gpu(said)):
+        return Check("renderer", "optional", f"{said}, in software beside a GPU at {gpu}", FIX)
     if ok:
         return Check("renderer", "ok", said)
     fix = "apt-get install -y libegl1 libopengl0 libgl1-mesa-dri (or MUJOCO_GL=osmesa with libosmesa6)"

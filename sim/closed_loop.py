@@ -18,7 +18,6 @@ from volar.robots.limit_margins import MarginMeter
 from volar.sim.conditions import STANDARD, check_condition, told
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.premise import broken_premise
-from volar.sim.sim_robot import SimRobot
 from volar.sim.trace import Trace
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
 
@@ -30,10 +29,8 @@ def episode_seed(seed: int, task: str, index: int) -> int:
 
 def world_for(task: str, robot: str, contract: PolicyContract, randomization: str = "none") -> TaskWorld:
     """The task's world with the cameras, in name and size, that the policy wants."""
-    world = TaskWorld(task, robot, randomization=randomization)
     sizes = {camera.name: (camera.width, camera.height) for camera in contract.cameras}
-    world.body = SimRobot(world.spec, world.model, world.data, sizes)
-    return world
+    return TaskWorld(task, robot, sizes, randomization=randomization)
 
 
 class ClosedLoop:

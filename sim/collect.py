@@ -19,6 +19,7 @@ from volar.robots.command_line import run
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.spec import load_robot
+from volar.sim.randomization import check_name, fingerprint
 from volar.sim.worker_pool import worker_pool
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "volar-collect suite=tabletop episodes=400 output=runs/demonstrations",
     "volar-collect tasks=reach,lift episodes=1600 output=runs/demonstrations resume=true",
+    "volar-collect randomization=visual output=runs/varied",
     "volar-collect kind=scenes scenes=30000 output=runs/scenes",
 )
 PATCHES = 8  # a side, of the tiny backbone
@@ -49,6 +51,9 @@ class CollectConfig:
     cameras: tuple[str, ...] = field(default=("front", "wrist"), metadata={"help": "cameras to record, front first"})
     image_size: int = field(default=96, metadata={"help": "pixels, square, a multiple of 8"})
     noise: float = field(default=1.0, metadata={"help": "of demonstrations: scale of the disturbances (DART)"})
+    randomization: str = field(
+        default="none", metadata={"help": "of demonstrations: none, visual, dynamics, full, unseen, or a YAML file"}
+    )
     workers: int = field(default=0, metadata={"help": "processes; 0: one for each CPU"})
     resume: bool = field(default=False, metadata={"help": "continue what an interruption left in output"})
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
@@ -58,6 +63,7 @@ class CollectConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        check_name(self.randomization)
         if self.image_size % PATCHES:
             raise UsageError(
                 f"image_size={self.image_size} is no multiple of {PATCHES}: the network cuts images into "
@@ -115,6 +121,8 @@ def collect(config: CollectConfig) -> None:
 
         if config.tasks:
             raise UsageError("tasks= is for demonstrations; kind=scenes asks about all tasks")
+        if config.randomization != "none":
+            raise UsageError("randomization= is for demonstrations; kind=scenes varies layouts only")
         wanted = ScenesConfig(config.scenes, config.seed, config.contract)
         collect_scenes(wanted, config.output, workers, resume=config.resume, overwrite=config.overwrite)
         return
@@ -153,6 +161,8 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
         "seed": config.seed,
         "noise": config.noise,
     }
+    if config.randomization != "none":
+        source["randomization"] = fingerprint(config.randomization)
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, config.contract, source)
         if writer.episodes > config.episodes:
@@ -205,5 +215,5 @@ def _maker(config: CollectConfig, task: str) -> "DemonstrationMaker":
     from volar.sim.demonstration import DemonstrationMaker, Disturbances
     from volar.sim.world import StepDriver, TaskWorld
 
-    world = TaskWorld(task, config.robot, config.cameras, config.image_size)
+    world = TaskWorld(task, config.robot, config.cameras, config.image_size, config.randomization)
     return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise))

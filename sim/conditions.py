@@ -3,8 +3,13 @@
 The same scenes are run under each condition, so that every one of them is paired with the standard one.
 """
 
+from typing import TYPE_CHECKING
+
 from volar.robots.errors import Unknown, UsageError
-from volar.sim.world import RANDOMIZATIONS, TaskWorld
+from volar.sim.randomization import PRESETS, check_name
+
+if TYPE_CHECKING:
+    from volar.sim.world import TaskWorld
 
 STANDARD = "standard"
 WRONG_INSTRUCTION = "wrong_instruction"
@@ -26,10 +31,10 @@ def randomization_of(condition: str, standard: str) -> str:
 def check_condition(condition: str) -> None:
     """Raises `Unknown` for a condition that does not exist."""
     if condition not in TOLD and not condition.startswith(_RANDOMIZATION):
-        raise Unknown("condition", condition, (*TOLD, *map(under_randomization, RANDOMIZATIONS)))
+        raise Unknown("condition", condition, (*TOLD, *map(under_randomization, PRESETS)))
 
 
-def told(world: TaskWorld, condition: str) -> str:
+def told(world: "TaskWorld", condition: str) -> str:
     """The instruction that the policy gets in the world's current episode."""
     if condition == WRONG_INSTRUCTION:
         return world.wrong_instruction()
@@ -39,12 +44,11 @@ def told(world: TaskWorld, condition: str) -> str:
 def randomizations(text: str) -> tuple[str, ...]:
     """`none,visual,my.yaml` -> its names, the first of which is the standard condition's; `all`: every preset.
 
-    Raises `Unknown` for a preset that does not exist, `UsageError` for one named twice.
+    Raises `Unknown` for a preset that does not exist, `UsageError` for a file that does not or one named twice.
     """
-    names = tuple(RANDOMIZATIONS) if text == "all" else tuple(part.strip() for part in text.split(","))
+    names = PRESETS if text == "all" else tuple(part.strip() for part in text.split(","))
     for name in names:
-        if name not in RANDOMIZATIONS and not name.endswith((".yaml", ".yml")):
-            raise Unknown("randomization", name, (*RANDOMIZATIONS, "all"))
+        check_name(name)
         if names.count(name) > 1:
             raise UsageError(f"randomization={text} names {name} twice")
     return names

@@ -74,9 +74,9 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
     """One demonstration; determined by the arguments alone.
 
     Each step records the images, the state and the points before its action, and the expert's own answer to
-    them; what is executed is that answer, disturbed. Ends `steps_after_success` steps after success, or
-    after the task's `max_steps`. Raises `SimulationDiverged`; `ValueError` when the first camera is not the one
-    in whose image the points are.
+    them; what is executed is that answer, disturbed. What randomization drew is in `Episode.info`. Ends
+    `steps_after_success` steps after success, or after the task's `max_steps`. Raises `SimulationDiverged`;
+    `ValueError` when the first camera is not the one in whose image the points are.
     """
     if next(iter(driver.world.body.cameras), LABELLED_CAMERA) != LABELLED_CAMERA:
         raise ValueError(f"the first camera must be {LABELLED_CAMERA}, are {driver.world.body.cameras}")
@@ -110,6 +110,7 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
         task=world.task.name,
         success=success,
         seed=seed,
+        info={"draws": dict(world.draws)} if world.draws else {},
     )
 
 

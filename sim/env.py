@@ -1,5 +1,6 @@
 """The tasks as Gymnasium environments: `gym.make("volar/Lift-v0")`."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -7,8 +8,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from volar.sim.randomization import Randomization
 from volar.sim.tasks import TASKS
-from volar.sim.world import StepDriver, TaskWorld
+from volar.sim.world import TASK_HZ, StepDriver, TaskWorld
 
 INSTRUCTION_BYTES = 96  # of the observation's `instruction`: UTF-8, padded with zeros
 _STATE_BOUND = 10.0  # [m]; every entry of the state is a length or a direction cosine
@@ -30,15 +32,17 @@ def decode_instruction(codes: NDArray[np.uint8]) -> str:
 
 
 class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
-    """One task of the tabletop suite at the 10 Hz policy rate.
+    """One task of the tabletop suite at the policy's rate.
 
     Observation: one uint8 (H, W, 3) image for each camera under its name; `state` float32 (S,), the robot's
     `state_names`; `instruction` uint8 (96,), see `decode_instruction` (`info["instruction"]` has the text).
     Action: float32 (7,), the robot's `ActionSpec`; executed through the control loop and the safety filter
-    that a real arm has, ten periods of 10 ms. Reward 1 on success, which terminates; `max_steps` truncates
-    (the task's own by default). `reset(seed)` alone determines the episode; without a seed, the next one is
-    drawn from the environment's generator. `cameras=()` needs no OpenGL. Raises `Unknown` for a task, robot
-    or camera that does not exist, `SimulationDiverged` when the physics does.
+    that a real arm has, in periods of 10 ms, `control_hz` times a second (the robot's own rate, 10, by default).
+    Reward 1 on success, which terminates; `max_steps` truncates (the task's own by default, for as many seconds).
+    `randomization`: a preset's name, a YAML file's path or a `Randomization`; `info["draws"]` of `reset` is what it
+    drew, and `reset(options={"draws": ...})` repeats that. `reset(seed)` alone determines the episode; without a
+    seed, the next one is drawn from the environment's generator. `cameras=()` needs no OpenGL. Raises `Unknown` for
+    a task, robot, camera or randomization that does not exist, `SimulationDiverged` when the physics does.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  # Gymnasium's own
@@ -51,12 +55,18 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
         image_size: int = 96,
         max_steps: int | None = None,
         render_mode: str | None = None,
+        randomization: str | Path | Randomization = "none",
+        world_seed: int = 0,
+        control_hz: float | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is not one of {self.metadata['render_modes']}")
         self.render_mode = render_mode
-        self.world = TaskWorld(task, robot, tuple(cameras), image_size)
-        self.max_steps = self.world.task.max_steps if max_steps is None else max_steps
+        self.world = TaskWorld(task, robot, tuple(cameras), image_size, randomization, world_seed, control_hz)
+        rate_hz = self.world.spec.action.rate_hz
+        self.metadata = self.metadata | {"render_fps": round(rate_hz)}
+        usual = round(self.world.task.max_steps * rate_hz / TASK_HZ)
+        self.max_steps = usual if max_steps is None else max_steps
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, is {self.max_steps}")
         self._driver = StepDriver(self.world)
@@ -79,9 +89,10 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
     ) -> tuple[ObservationDict, dict[str, Any]]:
         super().reset(seed=seed)
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        self._driver.reset(episode)
+        self._driver.reset(episode, (options or {}).get("draws"))
         self._steps = 0
-        return self._observe(), self._info(episode)
+        draws = {"draws": dict(self.world.draws)} if self.world.randomization.terms else {}
+        return self._observe(), self._info(episode) | draws
 
     def step(self, action: NDArray[np.float32]) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
         self._driver.step(np.asarray(action, np.float32))

@@ -160,9 +160,10 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
     """What decides every episode, the policy by content; other settings only say which episodes there are."""
     from volar.robots.config_values import plain
     from volar.sim.evaluation import folder_sha256
+    from volar.sim.randomization import fingerprint
 
     settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "asset", "latency_ms", "max_steps")}
-    standard = config.randomizations[0]
+    standard = fingerprint(config.randomizations[0])
     return settings | {"randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
 
 

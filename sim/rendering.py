@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.errors import Unknown, VolarError
+from volar.robots.graphics import FIX, unused_gpu
 
 if TYPE_CHECKING:
     import mujoco
@@ -29,8 +30,8 @@ class CameraRenderer:
     """Renders the cameras of one model. Make it in the process and thread that uses it; `close` when done.
 
     `sizes`: camera name -> (width, height) [pixels]. Raises `Unknown` for a camera the model lacks and
-    `RenderingUnavailable` without an OpenGL driver. Shadows, reflections, sky, haze and multisampling are off:
-    a policy does not need them and software rendering would take ten times as long.
+    `RenderingUnavailable` without an OpenGL driver. Reflections, sky, haze and multisampling are off, shadows where
+    the model has no shadow map: a policy does not need them and software rendering would take ten times as long.
 
     It does what `mujoco.Renderer` does, with one context for all sizes, and with the backend chosen when it is
     made instead of when MuJoCo is first imported, whoever imports it.
@@ -50,7 +51,8 @@ class CameraRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model=model, maxgeom=_MAX_GEOMS)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
-            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
+            wanted = flag == "SHADOW" and model.vis.quality.shadowsize > 0
+            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = wanted
         self._options = mujoco.MjvOption()
         self._cameras: dict[str, Any] = {}
         for name in sizes:
@@ -137,3 +139,5 @@ def _log_once(driver: str) -> None:
     if driver not in _logged_drivers:
         _logged_drivers.add(driver)
         _log.info("OpenGL renderer: %s", driver)
+        if gpu := unused_gpu(driver):
+            _log.warning("images are rendered in software (%s), yet there is a GPU at %s: %s", driver, gpu, FIX)

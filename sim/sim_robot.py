@@ -37,6 +37,7 @@ class SimRobot:
         self._spec, self._model, self._data = spec, model, data
         self._cameras = dict(cameras)
         self._renderer: CameraRenderer | None = None
+        self._shown: mujoco.MjData | None = None  # an older state, for `images`
         self._steps = 0
         self._step_ns = round(model.opt.timestep * 1e9)
         self._q = [model.joint(name).qposadr[0] for name in spec.joint_names]
@@ -67,17 +68,23 @@ class SimRobot:
         """Sets the clock to zero; the caller has placed the bodies."""
         self._steps = 0
 
-    def joint_state(self) -> JointState:
-        qpos = self._data.qpos
+    def joint_state(self, past: tuple[int, NDArray[np.float64], NDArray[np.float64]] | None = None) -> JointState:
+        """Measured now; or then, given the time [ns] and a `snapshot`."""
+        stamp_ns, qpos, qvel = past or (self.now_ns, self._data.qpos, self._data.qvel)
         width_m = self._spec.gripper_width(qpos[self._fingers])
-        return JointState(qpos[self._q], self._data.qvel[self._dq], width_m, self.now_ns)
+        return JointState(qpos[self._q], qvel[self._dq], width_m, stamp_ns)
 
-    def images(self) -> dict[str, NDArray[np.uint8]]:
+    def snapshot(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Positions (nq,) and velocities (nv,) of everything in the scene now, to measure or show them later."""
+        return self._data.qpos.copy(), self._data.qvel.copy()
+
+    def images(self, qpos: NDArray[np.float64] | None = None) -> dict[str, NDArray[np.uint8]]:
+        """What the cameras see; of the scene as it was, given its `qpos`."""
         if not self._cameras:
             return {}
         if self._renderer is None:
             self._renderer = CameraRenderer(self._model, self._cameras)
-        return self._renderer.render(self._data)
+        return self._renderer.render(self._data if qpos is None else self._as_it_was(qpos))
 
     def send(self, command: JointCommand) -> None:
         self._data.ctrl[self._ctrl] = command.q + self._lag_s * command.dq
@@ -97,6 +104,17 @@ class SimRobot:
         bad = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
         if any(self._data.warning[kind].number for kind in bad) or not np.isfinite(self._data.qpos).all():
             raise SimulationDiverged(f"the simulation became unstable after {self.now_ns / 1e9:.3f} s")
+
+    def _as_it_was(self, qpos: NDArray[np.float64]) -> "mujoco.MjData":
+        import mujoco
+
+        if self._shown is None:
+            self._shown = mujoco.MjData(self._model)
+        self._shown.qpos[:] = qpos
+        mujoco.mj_kinematics(self._model, self._shown)
+        mujoco.mj_comPos(self._model, self._shown)
+        mujoco.mj_camlight(self._model, self._shown)
+        return self._shown
 
     def close(self) -> None:
         """Frees the renderer; a later `images` makes a new one."""

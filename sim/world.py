@@ -2,66 +2,83 @@
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.control_loop import ControlLoop
-from volar.robots.errors import Unknown
+from volar.robots.errors import Unknown, VolarError
 from volar.robots.interface import ActionChunk
 from volar.robots.kinematics import Arm
 from volar.robots.spec import RobotSpec, load_robot
 from volar.sim import scene
-from volar.sim.scene import SceneState
+from volar.sim.disturbed_robot import DisturbedRobot
+from volar.sim.randomization import Draws, Randomization
+from volar.sim.randomizer import Randomizer
+from volar.sim.scene import Placement, SceneState
 from volar.sim.sim_robot import SimRobot, SimulationDiverged
 from volar.sim.table import table_of
 from volar.sim.tasks import load_task
 from volar.sim.tasks.layout import NoLayout
 from volar.sim.tasks.task import Goal, instruction, wrong_instruction
 
-RANDOMIZATIONS = ("none",)
+TASK_HZ = 10.0  # of the tasks' `max_steps` and of the displacements that experts answer
 CONTROL_PERIOD_S = 0.01  # 100 Hz, the rate of the real arm's command interface used here
 
 
 class TaskWorld:
     """Scene, robot body, task and goal; the caller brings the control loop.
 
-    `reset(seed)` alone determines an episode, whatever ran before. `body` is a `SimRobot`; `goal` and
-    `instruction` are those of the current episode. `robot`: a name or a `RobotSpec` with the cameras
-    `cameras`; images are square, `image_size` pixels. Raises `Unknown` for an unknown task, robot or camera.
+    `reset(seed)` alone determines an episode, whatever ran before. `goal` and `instruction` are those of the current
+    episode, `draws` what randomization drew for it. `cameras`: names, whose images are square of `image_size` pixels,
+    or name -> (width, height). `randomization`: a preset's name, a file's path, or the thing itself; what it draws
+    once for a world follows from `world_seed`. `control_hz`: actions a second, the robot's own by default; bounds of
+    displacements go with it. Raises `Unknown` for an unknown task, robot, camera or randomization, `ValueError` for
+    a rate that is no whole number of control periods.
     """
 
     def __init__(
         self,
         task: str,
         robot: str = "fr3",
-        cameras: tuple[str, ...] = ("front", "wrist"),
+        cameras: tuple[str, ...] | Mapping[str, tuple[int, int]] = ("front", "wrist"),
         image_size: int = 96,
-        randomization: str = "none",
+        randomization: str | Path | Randomization = "none",
+        world_seed: int = 0,
+        control_hz: float | None = None,
     ) -> None:
         import mujoco
 
-        if randomization not in RANDOMIZATIONS:
-            raise Unknown("randomization", randomization, RANDOMIZATIONS)
+        self.randomization = Randomization.of(randomization)
         self.task = load_task(task)
-        self.spec: RobotSpec = load_robot(robot)
+        self.spec: RobotSpec = _at_rate(load_robot(robot), control_hz)
         for camera in cameras:
             if camera not in self.spec.cameras:
                 raise Unknown("camera", camera, self.spec.cameras)
+        self.randomizer: Randomizer | None = None
         self.model = scene.compiled(robot, self.task.props)
+        if self.randomization.terms:
+            self.randomizer = Randomizer(self.randomization, robot, self.task.props, world_seed)
+            self.model = self.randomizer.model
         self.data: Any = mujoco.MjData(self.model)
         self.table = table_of(self.spec)
         self._reader = scene.SceneReader(self.model, self.spec)
-        self.body = SimRobot(self.spec, self.model, self.data, dict.fromkeys(cameras, (image_size, image_size)))
+        sizes = cameras if isinstance(cameras, Mapping) else dict.fromkeys(cameras, (image_size, image_size))
+        self.body = self._body(sizes)
         self.goal = Goal("", np.zeros(3))
         self.seed = -1
         self.instruction = ""
-        self.draws: Mapping[str, Any] = {}  # what randomization drew for this episode
+        self.draws: Draws = {}
         self._rng = np.random.default_rng(0)
 
-    def reset(self, seed: int) -> None:
-        """Places everything for that episode, at rest. Raises `NoLayout`, naming the seed."""
+    def reset(self, seed: int, draws: Draws | None = None) -> None:
+        """Places everything for that episode, at rest; with the `draws` of an earlier one where these are given.
+
+        Raises `NoLayout`, naming the seed, and `VolarError` for draws of another randomization.
+        """
         rng = np.random.default_rng([seed, zlib.crc32(self.task.name.encode())])
         try:
             self.goal, placement = self.task.sample(rng, self.spec)
@@ -69,11 +86,30 @@ class TaskWorld:
             raise NoLayout(f"{self.task.name}, seed {seed}: {error}") from error
         self.seed, self._rng = seed, rng
         self.instruction = instruction(self.task, self.goal, rng)
-        scene.place(self.model, self.data, self.spec, placement)
+        if self.randomizer is None:
+            if draws:
+                raise VolarError(f"randomization none has no draws, was given {sorted(draws)}")
+            scene.place(self.model, self.data, self.spec, placement)
+        else:
+            self._place_varied(self.randomizer, seed, placement, draws)
         self.body.restart()
+
+    def _body(self, sizes: Mapping[str, tuple[int, int]]) -> SimRobot | DisturbedRobot:
+        robot = SimRobot(self.spec, self.model, self.data, sizes)
+        return DisturbedRobot(robot) if self.randomizer is not None and self.randomizer.disturbs else robot
+
+    def _place_varied(self, randomizer: Randomizer, seed: int, placement: Placement, draws: Draws | None) -> None:
+        randomizer.stage.data = self.data
+        randomizer.begin(seed, draws)
+        scene.place(self.model, self.data, self.spec, randomizer.placed(placement))
+        self.draws = randomizer.settle(seed, self.table.to_base(self.task.destination(self.state, self.goal)))
+        if isinstance(self.body, DisturbedRobot):
+            self.body.disturb(randomizer.disturbance())
 
     def advance(self, dt_s: float = CONTROL_PERIOD_S) -> None:
         """Steps the physics. Raises `SimulationDiverged`, naming the seed."""
+        if self.randomizer is not None:
+            self.randomizer.tick(self.body.now_ns)
         try:
             self.body.advance(dt_s)
         except SimulationDiverged as error:
@@ -88,10 +124,11 @@ class TaskWorld:
         return self.task.success(self.state, self.goal)
 
     def expert(self) -> NDArray[np.float64]:
-        """The scripted action (7,) for the current state, base frame."""
+        """The scripted action (7,) for the current state, base frame, for one step at the world's rate."""
         action = self.task.expert(self.state, self.goal)
         action[:3] *= self.table.scale
-        return action
+        share = TASK_HZ / self.spec.action.rate_hz
+        return action if share == 1.0 else np.concatenate([action[:-1] * share, action[-1:]])
 
     def points(self) -> NDArray[np.float32]:
         """`Episode.points` now: (2, 5), rows target and destination; columns x y z [m], u v in the front image."""
@@ -99,6 +136,8 @@ class TaskWorld:
         goal = self.goal
         positions = self.table.to_base(np.stack([self.task.target(state, goal), self.task.destination(state, goal)]))
         seen = scene.camera_view(self.model, self.data, scene.LABELLED_CAMERA).project(positions)  # (2, 2)
+        if self.randomizer is not None:  # the scene's origin is on the table, the base frame above or below it
+            positions = positions - [0.0, 0.0, self.randomizer.base_height_m]
         return np.hstack([positions, seen]).astype(np.float32)
 
     def wrong_instruction(self) -> str:
@@ -124,9 +163,9 @@ class StepDriver:
         self.arm = Arm(world.spec)
         self._loop = ControlLoop(world.body, self.arm, world.spec.action, period_s=CONTROL_PERIOD_S)
 
-    def reset(self, seed: int) -> None:
-        """Resets the world, and the loop to the world's measured state."""
-        self.world.reset(seed)
+    def reset(self, seed: int, draws: Draws | None = None) -> None:
+        """Resets the world, see `TaskWorld.reset`, and the loop to the world's measured state."""
+        self.world.reset(seed, draws)
         self._loop.reset(self.world.body.now_ns)
 
     def step(self, action: NDArray[np.float32]) -> None:
@@ -144,3 +183,18 @@ class StepDriver:
         """The measured state vector (S,), as in the robot's `state_names`."""
         measured = self.world.body.joint_state()
         return self.arm.proprio(measured.q, measured.gripper_width_m)
+
+
+def _at_rate(robot: RobotSpec, control_hz: float | None) -> RobotSpec:
+    """The robot told so often: the same speeds, so smaller displacements in one action."""
+    if control_hz is None or control_hz == robot.action.rate_hz:
+        return robot
+    periods = 1.0 / (control_hz * CONTROL_PERIOD_S) if control_hz > 0 else 0.0
+    if periods < 1 or abs(periods - round(periods)) > 1e-9:
+        raise ValueError(f"control_hz={control_hz} must divide {1 / CONTROL_PERIOD_S:g} Hz: 10, 20, 25, 50, 100")
+    share, action = robot.action.rate_hz / control_hz, robot.action
+    if action.kind != "ee_delta":
+        return replace(robot, action=replace(action, rate_hz=control_hz))
+    arm = action.size - (action.gripper != "none")
+    low, high = (tuple(v * share for v in x[:arm]) + x[arm:] for x in (action.low, action.high))
+    return replace(robot, action=replace(action, low=low, high=high, rate_hz=control_hz))

@@ -62,6 +62,23 @@ def test_collect_resumes_to_the_same_data_with_any_number_of_workers(tmp_path: P
         collect(CollectConfig(whole, episodes=4, seed=1, resume=True, **settings))
 
 
+def test_what_was_drawn_is_kept_with_the_demonstrations(tmp_path: Path) -> None:
+    """Also over an interruption; with it, the first picture can be made again."""
+    settings = {"tasks": ("reach",), "image_size": 32, "workers": 1, "randomization": "visual"}
+    collect(CollectConfig(tmp_path, episodes=2, **settings))
+    collect(CollectConfig(tmp_path, episodes=3, resume=True, **settings))
+    world = TaskWorld("reach", image_size=32, randomization="visual")
+    for episode in read_episodes(tmp_path):
+        world.reset(episode.seed + 1, episode.info["draws"])  # the draws alone decide how it looks
+        light = world.model.light_diffuse.copy()
+        world.reset(episode.seed, episode.info["draws"])
+        np.testing.assert_array_equal(world.model.light_diffuse, light)
+        np.testing.assert_array_equal(world.body.images()["front"], episode.images["front"][0])
+    world.close()
+    with pytest.raises(VolarError, match="randomization: 'visual', now 'full'"):
+        collect(CollectConfig(tmp_path, episodes=4, resume=True, **settings | {"randomization": "full"}))
+
+
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="episodes must be at least 1"):
         CollectConfig(tmp_path, episodes=0)
@@ -70,4 +87,8 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     for wrong in ({"robot": "fr4"}, {"cameras": ("wrsit",)}, {"tasks": ("lfit",)}, {"suite": "desk"}):
         with pytest.raises(UsageError, match="unknown"):
             collect(CollectConfig(tmp_path / "x", **wrong))
+    with pytest.raises(UsageError, match="did you mean visual"):
+        CollectConfig(tmp_path, randomization="vsual")
+    with pytest.raises(UsageError, match="kind=scenes varies layouts only"):
+        collect(CollectConfig(tmp_path / "x", kind="scenes", randomization="visual"))
     assert not (tmp_path / "x").exists()

@@ -1,5 +1,7 @@
 """The environments keep Gymnasium's contract and ours: `reset(seed)` alone determines an episode."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from volar.sim.env import TabletopEnv, decode_instruction, encode_instruction, e
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks import TASKS
 
+LIFT = "volar.sim.gymnasium_ids:volar/Lift-v0"
+
 
 @pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric")  # actions are in metres, on purpose
 @pytest.mark.parametrize("task", TASKS)
@@ -19,6 +23,71 @@ def test_registered_environments_pass_both_checkers(task: str) -> None:
     check_env(env.unwrapped)
     check_env_sb3(env.unwrapped)
     env.close()
+
+
+@pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric")
+def test_a_randomized_environment_passes_both_checkers() -> None:
+    env = TabletopEnv("lift", image_size=36, randomization="full", control_hz=20.0)
+    check_env(env)
+    check_env_sb3(env)
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vector_environments_are_the_single_ones(mode: str) -> None:
+    """The same observations for the same seeds, bit for bit, with what was drawn in the infos."""
+    settings: dict[str, Any] = {"image_size": 32, "randomization": "full"}
+    context = {"context": "spawn"} if mode == "async" else {}  # forking would copy OpenGL's contexts
+    many = gymnasium.make_vec(LIFT, num_envs=2, vectorization_mode=mode, vector_kwargs=context, **settings)
+    one = gymnasium.make(LIFT, **settings)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(many.single_action_space.low, many.single_action_space.high, (3, 2, 7)).astype(np.float32)
+    seen, info = many.reset(seed=[7, 8])
+    frames = [{key: value.copy() for key, value in seen.items()}]
+    frames += [{key: value.copy() for key, value in many.step(action)[0].items()} for action in actions]
+    for i, seed in enumerate((7, 8)):
+        observation, single = one.reset(seed=seed)
+        for k, frame in enumerate(frames):
+            for key, value in observation.items():
+                np.testing.assert_array_equal(frame[key][i], value, err_msg=f"{key} of {i} at {k}")
+            if k < len(actions):
+                observation = one.step(actions[k, i])[0]
+        assert info["draws"]["image_noise"][i] == single["draws"]["image_noise"]
+    many.close()
+    one.close()
+
+
+def test_draws_can_be_repeated() -> None:
+    env = TabletopEnv("lift", image_size=32, randomization="visual")
+    first, info = env.reset(seed=3)
+    other, _ = env.reset(seed=4)
+    again, _ = env.reset(seed=3, options={"draws": info["draws"]})
+    np.testing.assert_array_equal(first["front"], again["front"])
+    assert not np.array_equal(first["front"], other["front"])
+    env.close()
+
+
+def test_a_faster_policy_moves_as_fast_in_smaller_steps() -> None:
+    slow, fast = TabletopEnv("lift", cameras=()), TabletopEnv("lift", cameras=(), control_hz=20.0)
+    np.testing.assert_allclose(fast.action_space.high[:6], slow.action_space.high[:6] / 2)
+    assert (fast.action_space.high[6], fast.max_steps) == (1.0, 2 * slow.max_steps)
+    assert fast.metadata["render_fps"] == 20
+    for env in (slow, fast):
+        env.reset(seed=0)
+    action = np.array([0.02, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], np.float32)
+    half = np.array([0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], np.float32)
+    for _ in range(5):
+        slow.step(action)
+        fast.step(half)
+        fast.step(half)
+    assert fast.world.body.now_ns == slow.world.body.now_ns
+    np.testing.assert_allclose(fast.world.state.tcp, slow.world.state.tcp, atol=2e-3)
+    done = False
+    fast.reset(seed=0)
+    while not done:
+        done = fast.step(fast.world.expert().astype(np.float32))[2]
+    with pytest.raises(ValueError, match="control_hz=30"):
+        TabletopEnv("lift", control_hz=30.0)
 
 
 def test_ids() -> None:
@@ -88,6 +157,8 @@ def test_bad_settings_are_refused() -> None:
         TabletopEnv("lift", cameras=("wrsit",))
     with pytest.raises(Unknown, match="did you mean lift"):
         TabletopEnv("lfit")
+    with pytest.raises(Unknown, match="did you mean visual"):
+        TabletopEnv("lift", randomization="vsual")
     with pytest.raises(ValueError, match="max_steps"):
         TabletopEnv("lift", max_steps=0)
 

@@ -196,7 +196,7 @@ def test_a_policy_for_another_body_is_refused_with_every_field(config: EvaluateC
         ({"suite": "kitchen"}, "tabletop"),
         ({"tasks": ("lfit",)}, "did you mean lift"),
         ({"robot": "fr2"}, "fr3"),
-        ({"randomization": "full"}, "none"),
+        ({"randomization": "fulll"}, "full"),
     ],
 )
 def test_unknown_names_list_the_choices(

@@ -15,8 +15,8 @@ from volar.sim.checkpoints import checkpoint_policies
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.evaluate import EvaluateConfig, evaluate
 from volar.sim.evaluation_plan import Plan
+from volar.sim.randomization import PRESETS
 from volar.sim.sequential import confidence_sequence
-from volar.sim.world import RANDOMIZATIONS
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +100,15 @@ def test_an_impossible_margin_is_refused(margin: float) -> None:
         EvaluateConfig(margin=margin)
 
 
-def test_randomizations_are_named_one_by_one_or_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditions, "RANDOMIZATIONS", ("none", "visual", "full"))
+def test_randomizations_are_named_one_by_one_or_all_at_once(tmp_path: Path) -> None:
     assert conditions.randomizations("none") == ("none",)
-    assert conditions.randomizations("all") == ("none", "visual", "full")
-    assert conditions.randomizations("full, none,mine.yaml") == ("full", "none", "mine.yaml")
-    with pytest.raises(Unknown, match=r"did you mean visual\?.*all, full, none, visual"):
+    assert conditions.randomizations("all") == PRESETS
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("terms: []\n")
+    assert conditions.randomizations(f"full, none,{mine}") == ("full", "none", str(mine))
+    with pytest.raises(UsageError, match="no such file"):
+        conditions.randomizations("none,yours.yaml")
+    with pytest.raises(Unknown, match=r"did you mean visual\?.*full, none, unseen, visual"):
         conditions.randomizations("none,visaul")
     with pytest.raises(UsageError, match="names none twice"):
         conditions.randomizations("none,none")
@@ -120,7 +123,7 @@ def test_randomizations_are_named_one_by_one_or_all_at_once(monkeypatch: pytest.
 def test_every_randomization_is_run_on_the_same_seeds(config: EvaluateConfig, tmp_path: Path) -> None:
     plain = replace(config, tasks=("reach",), episodes=3, stop="never", randomization="all", output=tmp_path / "out")
     found = evaluate(plain)
-    assert found["conditions"] == [conditions.under_randomization(name) for name in RANDOMIZATIONS[1:]]
+    assert found["conditions"] == [conditions.under_randomization(name) for name in PRESETS[1:]]
     for key in found["conditions"]:
         assert [e["seed"] for e in found[key]["episodes"]] == [e["seed"] for e in found["episodes"]]
         for here, there in zip(found[key]["episodes"], found["episodes"], strict=True):

@@ -1,0 +1,162 @@
+"""A simulated body seen through imperfect encoders, cameras and wires."""
+
+import hashlib
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.body import JointCommand, JointState
+from volar.robots.spec import RobotSpec
+from volar.sim.sim_robot import SimRobot
+
+Image = NDArray[np.uint8]
+
+_HISTORY = 64  # states kept; the longest delay is 0.3 s, a control period at least 5 ms
+_TILE_MARGIN = 64  # pixels by which the noise tile is larger than an image: so many offsets a side
+_PERFECT_JPEG = 100.0
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """One episode's. `joint_offset` (J,) measured minus true [rad]; delays [s]; `frame_drop`: probability that an
+    image is the last one again; `image_noise` [levels], `image_blur` [pixels], `image_brightness` [levels, added],
+    `image_contrast` (a factor about middle grey); `image_jpeg`: quality, 100 for none. `seed` decides noise."""
+
+    joint_offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    action_delay: float = 0.0
+    state_delay: float = 0.0
+    observation_delay: float = 0.0
+    frame_drop: float = 0.0
+    image_noise: float = 0.0
+    image_blur: float = 0.0
+    image_brightness: float = 0.0
+    image_contrast: float = 1.0
+    image_jpeg: float = _PERFECT_JPEG
+    seed: int = 0
+
+
+class DisturbedRobot:
+    """`volar.robots.body.Body` around a `SimRobot`; `disturb` sets how, for the episode that then begins.
+
+    Noise depends on the disturbance's seed and on time only. Older states and commands are kept by time, so that
+    a delay is exact to a control period.
+    """
+
+    def __init__(self, inner: SimRobot) -> None:
+        self.inner = inner
+        height, width = (max((size[i] for size in inner.cameras.values()), default=1) for i in (1, 0))
+        shape = (height + _TILE_MARGIN, width + _TILE_MARGIN, 3)
+        self._white = np.random.default_rng(0).standard_normal(shape, np.float32)
+        self._tile: NDArray[np.int16] | None = None
+        self._curve: Image | None = None
+        self._kernel: NDArray[np.float32] | None = None
+        self._past: deque[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=_HISTORY)
+        self._due: deque[tuple[int, JointCommand]] = deque()
+        self._last: dict[str, Image] = {}
+        self._action_ns = self._state_ns = self._image_ns = 0  # delays
+        self.disturbance = Disturbance()
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self.inner.spec
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """Camera name -> (width, height) [pixels]."""
+        return self.inner.cameras
+
+    @property
+    def now_ns(self) -> int:
+        """Simulation time since `restart` [ns]."""
+        return self.inner.now_ns
+
+    def disturb(self, disturbance: Disturbance) -> None:
+        """From the next `restart` on."""
+        self.disturbance = disturbance
+        self._tile, self._curve, self._kernel = None, None, None
+        delays_s = disturbance.action_delay, disturbance.state_delay, disturbance.observation_delay
+        self._action_ns, self._state_ns, self._image_ns = (round(delay * 1e9) for delay in delays_s)
+        if disturbance.image_blur > 0:
+            radius = int(np.ceil(3 * disturbance.image_blur))
+            weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / disturbance.image_blur) ** 2)
+            self._kernel = (weights / weights.sum()).astype(np.float32)
+        if disturbance.image_noise > 0:
+            self._tile = np.rint(self._white * np.float32(disturbance.image_noise)).astype(np.int16)
+        if disturbance.image_brightness or disturbance.image_contrast != 1.0:
+            levels = 127.5 + disturbance.image_contrast * (np.arange(256) - 127.5) + disturbance.image_brightness
+            self._curve = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+    def restart(self) -> None:
+        """Sets the clock to zero and forgets what was; the caller has placed the bodies."""
+        self.inner.restart()
+        self._past.clear()
+        self._due.clear()
+        self._last.clear()
+        self._remember()
+
+    def joint_state(self) -> JointState:
+        state = self.inner.joint_state(self._recall(self._state_ns) if self._state_ns else None)
+        state.q[...] += self.disturbance.joint_offset  # a new array, and cheaper than a new state
+        return state
+
+    def send(self, command: JointCommand) -> None:
+        q = command.q - self.disturbance.joint_offset
+        command = JointCommand(q, command.dq, command.ddq, command.gripper_width_m)
+        if self._action_ns:
+            self._due.append((self.now_ns + self._action_ns, command))
+        else:
+            self.inner.send(command)
+
+    def advance(self, dt_s: float) -> None:
+        """As `SimRobot.advance`; a command that is due acts from its beginning."""
+        while self._due and self._due[0][0] <= self.now_ns:
+            self.inner.send(self._due.popleft()[1])
+        self.inner.advance(dt_s)
+        self._remember()
+
+    def images(self) -> dict[str, Image]:
+        clean = self.inner.images(self._recall(self._image_ns)[1] if self._image_ns else None)
+        # Noise by seed and time: a hash takes a tenth of the time that a generator does to be made.
+        key = self.disturbance.seed.to_bytes(8) + self.now_ns.to_bytes(8)
+        chance = hashlib.blake2b(key, digest_size=6 * len(clean)).digest() if clean else b""
+        for k, (name, image) in enumerate(clean.items()):
+            drop, y, x = struct.unpack_from("<IBB", chance, 6 * k)
+            if name not in self._last or drop >= self.disturbance.frame_drop * 2**32:
+                self._last[name] = self._developed(image, y % _TILE_MARGIN, x % _TILE_MARGIN)
+        return {name: self._last[name].copy() for name in clean}
+
+    def close(self) -> None:
+        """Frees the renderer."""
+        self.inner.close()
+
+    def _developed(self, image: Image, y: int, x: int) -> Image:
+        """What a camera makes of an image (H, W, 3): lens, exposure, sensor with the noise at (y, x), compression."""
+        import cv2
+
+        if self._kernel is not None:  # a third of the time that cv2.GaussianBlur takes
+            image = cv2.sepFilter2D(image, -1, self._kernel, self._kernel)  # type: ignore[assignment]
+        if self._curve is not None:
+            image = cv2.LUT(image, self._curve)  # type: ignore[assignment]
+        if self._tile is not None:
+            height, width = image.shape[:2]
+            image = cv2.add(image, self._tile[y : y + height, x : x + width], dtype=cv2.CV_8U)  # type: ignore[assignment]
+        if self.disturbance.image_jpeg < _PERFECT_JPEG:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, round(self.disturbance.image_jpeg)]
+            _, code = cv2.imencode(".jpg", image, quality)  # it takes red for blue, on the way there and back
+            image = cv2.imdecode(code, cv2.IMREAD_COLOR)  # type: ignore[assignment]
+        return image
+
+    def _remember(self) -> None:
+        if self._state_ns or self._image_ns:
+            self._past.append((self.now_ns, *self.inner.snapshot()))
+
+    def _recall(self, delay_ns: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+        """When, positions (nq,) and velocities (nv,) as they were then; the first ones before there were any."""
+        then_ns = self.now_ns - delay_ns
+        for past in reversed(self._past):
+            if past[0] <= then_ns:
+                return past
+        return self._past[0]
