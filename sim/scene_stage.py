@@ -60,8 +60,9 @@ class Stage:
 
     @cached_property
     def moving(self) -> Mapping[str, int]:
-        """Bodies that can move."""
-        bodies = (b for b in range(1, self.model.nbody) if self.model.body_weldid[b] != 0)
+        """Bodies that can move and weigh something: the housing of a drawer is placed, and weighs nothing."""
+        model = self.model
+        bodies = (b for b in range(1, model.nbody) if model.body_weldid[b] != 0 and model.body_mass[b] > 0)
         return {self._role(b) + self.model.body(b).name: b for b in bodies}
 
     @cached_property
