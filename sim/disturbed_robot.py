@@ -50,7 +50,7 @@ class DisturbedRobot:
         height, width = (max((size[i] for size in inner.cameras.values()), default=1) for i in (1, 0))
         shape = (height + _TILE_MARGIN, width + _TILE_MARGIN, 3)
         self._white = np.random.default_rng(0).standard_normal(shape, np.float32)
-        self._tile: NDArray[np.int16] | None = None
+        self._tiles: tuple[Image, Image] | None = None  # of noise: what is added, and what is taken away
         self._curve: Image | None = None
         self._kernel: NDArray[np.float32] | None = None
         self._past: deque[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=_HISTORY)
@@ -76,7 +76,7 @@ class DisturbedRobot:
     def disturb(self, disturbance: Disturbance) -> None:
         """From the next `restart` on."""
         self.disturbance = disturbance
-        self._tile, self._curve, self._kernel = None, None, None
+        self._tiles, self._curve, self._kernel = None, None, None
         delays_s = disturbance.action_delay, disturbance.state_delay, disturbance.observation_delay
         self._action_ns, self._state_ns, self._image_ns = (round(delay * 1e9) for delay in delays_s)
         if disturbance.image_blur > 0:
@@ -84,7 +84,8 @@ class DisturbedRobot:
             weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / disturbance.image_blur) ** 2)
             self._kernel = (weights / weights.sum()).astype(np.float32)
         if disturbance.image_noise > 0:
-            self._tile = np.rint(self._white * np.float32(disturbance.image_noise)).astype(np.int16)
+            noise = np.rint(self._white * np.float32(disturbance.image_noise))
+            self._tiles = np.clip(noise, 0, 255).astype(np.uint8), np.clip(-noise, 0, 255).astype(np.uint8)
         if disturbance.image_brightness or disturbance.image_contrast != 1.0:
             levels = 127.5 + disturbance.image_contrast * (np.arange(256) - 127.5) + disturbance.image_brightness
             self._curve = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
@@ -95,7 +96,8 @@ class DisturbedRobot:
         self._past.clear()
         self._due.clear()
         self._last.clear()
-        self._remember()
+        if self._state_ns or self._image_ns:
+            self._remember()
 
     def joint_state(self) -> JointState:
         state = self.inner.joint_state(self._recall(self._state_ns) if self._state_ns else None)
@@ -103,30 +105,31 @@ class DisturbedRobot:
         return state
 
     def send(self, command: JointCommand) -> None:
-        q = command.q - self.disturbance.joint_offset
-        command = JointCommand(q, command.dq, command.ddq, command.gripper_width_m)
         if self._action_ns:
-            self._due.append((self.now_ns + self._action_ns, command))
+            self._due.append((self.inner.now_ns + self._action_ns, command))
         else:
-            self.inner.send(command)
+            self.inner.send(command, self.disturbance.joint_offset)
 
     def advance(self, dt_s: float) -> None:
         """As `SimRobot.advance`; a command that is due acts from its beginning."""
-        while self._due and self._due[0][0] <= self.now_ns:
-            self.inner.send(self._due.popleft()[1])
+        while self._due and self._due[0][0] <= self.inner.now_ns:
+            self.inner.send(self._due.popleft()[1], self.disturbance.joint_offset)
         self.inner.advance(dt_s)
-        self._remember()
+        if self._past:
+            self._remember()
 
     def images(self) -> dict[str, Image]:
         clean = self.inner.images(self._recall(self._image_ns)[1] if self._image_ns else None)
+        if not clean:
+            return {}
         # Noise by seed and time: a hash takes a tenth of the time that a generator does to be made.
         key = self.disturbance.seed.to_bytes(8) + self.now_ns.to_bytes(8)
-        chance = hashlib.blake2b(key, digest_size=6 * len(clean)).digest() if clean else b""
+        chance = hashlib.blake2b(key, digest_size=6 * len(clean)).digest()
         for k, (name, image) in enumerate(clean.items()):
             drop, y, x = struct.unpack_from("<IBB", chance, 6 * k)
             if name not in self._last or drop >= self.disturbance.frame_drop * 2**32:
                 self._last[name] = self._developed(image, y % _TILE_MARGIN, x % _TILE_MARGIN)
-        return {name: self._last[name].copy() for name in clean}
+        return {name: image.copy() for name, image in self._last.items()}
 
     def close(self) -> None:
         """Frees the renderer."""
@@ -137,12 +140,13 @@ class DisturbedRobot:
         import cv2
 
         if self._kernel is not None:  # a third of the time that cv2.GaussianBlur takes
-            image = cv2.sepFilter2D(image, -1, self._kernel, self._kernel)  # type: ignore[assignment]
+            cv2.sepFilter2D(image, -1, self._kernel, self._kernel, dst=image)
         if self._curve is not None:
-            image = cv2.LUT(image, self._curve)  # type: ignore[assignment]
-        if self._tile is not None:
-            height, width = image.shape[:2]
-            image = cv2.add(image, self._tile[y : y + height, x : x + width], dtype=cv2.CV_8U)  # type: ignore[assignment]
+            cv2.LUT(image, self._curve, dst=image)
+        if self._tiles is not None:  # sums of bytes, which saturate, are fast
+            rows, columns = slice(y, y + image.shape[0]), slice(x, x + image.shape[1])
+            cv2.add(image, self._tiles[0][rows, columns], dst=image)
+            cv2.subtract(image, self._tiles[1][rows, columns], dst=image)
         if self.disturbance.image_jpeg < _PERFECT_JPEG:
             quality = [cv2.IMWRITE_JPEG_QUALITY, round(self.disturbance.image_jpeg)]
             _, code = cv2.imencode(".jpg", image, quality)  # it takes red for blue, on the way there and back
@@ -150,8 +154,7 @@ class DisturbedRobot:
         return image
 
     def _remember(self) -> None:
-        if self._state_ns or self._image_ns:
-            self._past.append((self.now_ns, *self.inner.snapshot()))
+        self._past.append((self.inner.now_ns, *self.inner.snapshot()))
 
     def _recall(self, delay_ns: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
         """When, positions (nq,) and velocities (nv,) as they were then; the first ones before there were any."""

@@ -86,8 +86,10 @@ class SimRobot:
             self._renderer = CameraRenderer(self._model, self._cameras)
         return self._renderer.render(self._data if qpos is None else self._as_it_was(qpos))
 
-    def send(self, command: JointCommand) -> None:
-        self._data.ctrl[self._ctrl] = command.q + self._lag_s * command.dq
+    def send(self, command: JointCommand, offset: NDArray[np.float64] | None = None) -> None:
+        """`offset` (J,) [rad]: by how much the encoders show more than there is."""
+        q = command.q if offset is None else command.q - offset
+        self._data.ctrl[self._ctrl] = q + self._lag_s * command.dq
         self._data.ctrl[self._gripper] = command.gripper_width_m
 
     def advance(self, dt_s: float) -> None:
