@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class ClosedLoop:
         index: int = 0,
         condition: str = STANDARD,
         after_step: Callable[[TaskWorld], None] = lambda world: None,
+        draws: Mapping[str, Any] | None = None,
     ) -> EpisodeRecord:
         """One episode, determined by the policy, the seed and the condition alone.
 
@@ -72,18 +73,19 @@ class ClosedLoop:
         policy is told another order and success is still that of the original goal; under `held_out_instruction` it
         is told the goal in a phrasing that no demonstration has. A seed whose premise does not hold is not run. A
         failure inside the episode (diverged physics, a policy that raises) is recorded, not raised. Raises `Unknown`
-        for another condition.
+        for another condition. With the `draws` of an earlier episode, randomization draws nothing, and the premise is
+        not looked at again.
         """
         check_condition(condition)
         self.trace = Trace()
-        if seed not in self._premises:
+        if draws is None and seed not in self._premises:
             self._premises[seed] = broken_premise(self.world, seed)
         episode = _Episode(self.world, self.trace)
-        if self._premises[seed]:
+        if draws is None and self._premises[seed]:
             return episode.record(index, seed, condition, "", invalid=self._premises[seed])
         instruction = ""
         try:
-            instruction = self._start(seed, condition)
+            instruction = self._start(seed, condition, draws)
             episode.begin()
             after_step(self.world)
             while episode.steps < self.max_steps and not episode.success:
@@ -103,8 +105,8 @@ class ClosedLoop:
         """Frees the renderer."""
         self.world.close()
 
-    def _start(self, seed: int, condition: str) -> str:
-        self.world.reset(seed)
+    def _start(self, seed: int, condition: str, draws: Mapping[str, Any] | None) -> str:
+        self.world.reset(seed, draws)
         instruction = told(self.world, condition)
         self._loop.set_instruction(instruction)
         self._source.reset(seed)

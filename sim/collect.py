@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from volar.robots.command_line import run
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import UsageError, VolarError
-from volar.robots.spec import load_robot
+from volar.robots.spec import load_robot, robot_name
 from volar.sim.randomization import check_name, fingerprint
 from volar.sim.worker_pool import worker_pool
 
@@ -47,7 +47,10 @@ class CollectConfig:
     episodes: int = field(default=400, metadata={"help": "for kind=demonstrations, over all tasks in turn"})
     scenes: int = field(default=30_000, metadata={"help": "for kind=scenes"})
     seed: int = field(default=0, metadata={"help": "decides layouts, orders and disturbances"})
-    robot: str = field(default="fr3", metadata={"help": "robot"})
+    robot: str = field(default="fr3", metadata={"help": "robot: fr3, ur5e, so101"})
+    asset: str | None = field(
+        default=None, metadata={"help": "of demonstrations: menagerie:PATH, your own MJCF model of that robot"}
+    )
     cameras: tuple[str, ...] = field(default=("front", "wrist"), metadata={"help": "cameras to record, front first"})
     image_size: int = field(default=96, metadata={"help": "pixels, square, a multiple of 8"})
     noise: float = field(default=1.0, metadata={"help": "of demonstrations: scale of the disturbances (DART)"})
@@ -120,7 +123,9 @@ def collect(config: CollectConfig) -> None:
         from volar.sim.collect_scenes import ScenesConfig, collect_scenes
 
         if config.tasks:
-            raise UsageError("tasks= is for demonstrations; kind=scenes asks about all tasks")
+            raise UsageError("tasks= is for demonstrations; kind=scenes asks about blocks and plate alone")
+        if config.asset:
+            raise UsageError("asset= is for demonstrations; kind=scenes draws the robot's own model")
         if config.randomization != "none":
             raise UsageError("randomization= is for demonstrations; kind=scenes varies layouts only")
         wanted = ScenesConfig(config.scenes, config.seed, config.contract)
@@ -163,6 +168,8 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
     }
     if config.randomization != "none":
         source["randomization"] = fingerprint(config.randomization)
+    if config.asset:
+        source["asset"] = config.asset
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, config.contract, source)
         if writer.episodes > config.episodes:
@@ -215,5 +222,6 @@ def _maker(config: CollectConfig, task: str) -> "DemonstrationMaker":
     from volar.sim.demonstration import DemonstrationMaker, Disturbances
     from volar.sim.world import StepDriver, TaskWorld
 
-    world = TaskWorld(task, config.robot, config.cameras, config.image_size, config.randomization)
+    robot = robot_name(config.robot, config.asset)
+    world = TaskWorld(task, robot, config.cameras, config.image_size, config.randomization)
     return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise))

@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ class Bench:
 @dataclass(frozen=True)
 class Job:
     """One episode to run; `video`: the file to film it into, or an empty string; `output`: the folder in which
-    `replays/` is made when it breaks, or an empty string."""
+    `replays/` is made when it breaks, or an empty string; `draws`: of randomization, to be repeated."""
 
     task: str
     condition: str
@@ -53,6 +53,7 @@ class Job:
     seed: int
     video: str = ""
     output: str = ""
+    draws: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -132,7 +133,7 @@ def _run(bench: Bench, job: Job) -> dict[str, Any]:
     """In the worker: the record as plain values, or {"fatal": reason}."""
     try:
         loop = _closed_loop(bench, job)
-        record = _film(loop, job) if job.video else loop.run(job.seed, job.index, job.condition)
+        record = _film(loop, job) if job.video else loop.run(job.seed, job.index, job.condition, draws=job.draws)
         return _with_replay(bench, job, record, loop.trace).to_dict()
     except Exception as error:  # an exception of a class with arguments of its own cannot be sent back as it is
         known = isinstance(error, VolarError)
@@ -163,7 +164,7 @@ def _film(loop: ClosedLoop, job: Job) -> EpisodeRecord:
 
     film = Film(loop.world.model)
     try:
-        record = loop.run(job.seed, job.index, job.condition, after_step=lambda world: film.shoot(world.data))
+        record = loop.run(job.seed, job.index, job.condition, lambda world: film.shoot(world.data), job.draws)
         if film.frames:
             write_mp4(Path(job.video), film.frames, loop.world.spec.action.rate_hz)
         return record

@@ -66,7 +66,7 @@ def _with_policy(config: ReplayConfig, folder: Path) -> Verdict:
     bench = Bench(str(folder), facts["robot"], facts["latency_s"], facts["randomization"], facts["max_steps"])
     with tempfile.TemporaryDirectory() as output:
         video = "" if config.video is None else str(config.video)
-        job = Job(old.task, old.condition, old.index, old.seed, video, output)
+        job = Job(old.task, old.condition, old.index, old.seed, video, output, old.draws or None)
         record = next(run_jobs(bench, [job], workers=1))
         if not record.broken:
             ended = "success" if record.success else "without success"
@@ -97,7 +97,7 @@ def _commands_only(file: Path) -> Verdict:
     record, arrays = found.record, found.arrays
     randomization = randomization_of(record.condition, found.facts["randomization"])
     world = TaskWorld(record.task, found.facts["robot"], cameras=(), randomization=randomization)
-    world.reset(record.seed)
+    world.reset(record.seed, record.draws or None)
     played = 0
     try:
         for q, dq, ddq, width_m in zip(*(arrays[name] for name in ("q", "dq", "ddq", "gripper_width_m")), strict=True):
