@@ -221,6 +221,7 @@ def _film(world: "TaskWorld", result: "RealTimeRun", path: Path) -> None:
     from volar.sim.video import Film, write_mp4
 
     data, film = mujoco.MjData(world.model), Film(world.model)
+    data.mocap_pos[:], data.mocap_quat[:] = world.data.mocap_pos, world.data.mocap_quat
     for qpos in result.qpos:
         data.qpos[:] = qpos
         mujoco.mj_forward(world.model, data)

@@ -113,6 +113,7 @@ class SimRobot:
         if self._shown is None:
             self._shown = mujoco.MjData(self._model)
         self._shown.qpos[:] = qpos
+        self._shown.mocap_pos[:], self._shown.mocap_quat[:] = self._data.mocap_pos, self._data.mocap_quat
         mujoco.mj_kinematics(self._model, self._shown)
         mujoco.mj_comPos(self._model, self._shown)
         mujoco.mj_camlight(self._model, self._shown)

@@ -136,3 +136,17 @@ def test_exposure_blur_and_compression_are_what_they_are_called(world: TaskWorld
     _, robot = bodies(world, still(image_jpeg=50.0))
     error = np.abs(robot.images()["front"].astype(int) - clean)
     assert 0.2 < error.mean() < 12
+
+
+def test_a_late_image_of_a_scene_at_rest_is_the_present_one() -> None:
+    """Fixed props are where they were placed in the one as in the other."""
+    world = TaskWorld("press_button", image_size=48)
+    world.reset(0)
+    body = DisturbedRobot(world.body.inner if isinstance(world.body, DisturbedRobot) else world.body)
+    body.disturb(Disturbance(np.zeros(7), observation_delay=0.05))
+    body.restart()
+    for _ in range(10):
+        body.advance(0.01)
+    for late, now in zip(body.images().values(), body.inner.images().values(), strict=True):
+        assert np.abs(late.astype(int) - now).mean() < 0.1
+    world.close()
