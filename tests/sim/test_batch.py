@@ -106,3 +106,23 @@ def test_bad_settings_are_refused() -> None:
         env.reset((0,))
     with pytest.raises(ValueError, match=r"\(2, 8\)"):
         env.step(np.zeros((2, 7)))
+
+
+@pytest.mark.parametrize(("task", "robot"), [("press_button", "so101"), ("open_drawer", "ur5e"), ("place_in", "fr3")])
+def test_props_stand_where_the_layout_puts_them(task: str, robot: str) -> None:
+    """Fixed ones too, which are not in `qpos`: things rest on them, and touch them, as in the single simulation."""
+    env, world = BatchEnv(task, 2, robot, control_hz=50), TaskWorld(task, robot, cameras=())
+    state = env.reset((5, 6))
+    hold = np.hstack([state.q, state.gripper_width_m[:, None]])
+    for _ in range(20):
+        env.step(hold)
+    for i, seed in enumerate((5, 6)):
+        world.reset(seed)
+        world.data.ctrl[: hold.shape[1]] = hold[i]
+        world.advance(0.4)
+        np.testing.assert_array_equal(env._qpos[i], world.data.qpos)
+        joint = f"{task.split('_')[1]}_{env.goals[i].color}"
+        if joint in world.state.joints:
+            low, high = world.model.joint(joint).range
+            env._qpos[i, world.model.joint(joint).qposadr[0]] = low if task == "press_button" else high
+    assert env.success().tolist() == [task != "place_in"] * 2
