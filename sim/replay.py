@@ -1,17 +1,21 @@
 """volar-evaluate replay: runs a broken episode again, bit for bit, and says whether it breaks again.
 
-With the policy still where it was, the policy decides again; without it, or with another in its place, the recorded
-commands are played. The file is OUTPUT/replays/TASK_INDEX_CONDITION.npz of an evaluation.
+The file is OUTPUT/replays/TASK_INDEX_CONDITION.npz of an evaluation. It holds everything but the policy: seed, what
+randomization drew, instruction, commands, the last second's states, and the traceback.
 """
 
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from volar.robots.command_line import run
 from volar.robots.errors import VolarError
+
+if TYPE_CHECKING:
+    from volar.sim.replay_file import ReplayFile
 
 EXAMPLES = (
     "volar-evaluate replay runs/evaluation/replays/lift_0007_standard.npz",
@@ -42,26 +46,23 @@ class Verdict:
 
 
 def replay(config: ReplayConfig) -> Verdict:
-    """Raises `VolarError` when the file cannot be read, or when there is nothing to film or to play."""
+    """Raises `VolarError` when the file cannot be read, or when the policy is not where it was."""
     from volar.robots.policies import find_policy
     from volar.sim.evaluation import folder_sha256
     from volar.sim.replay_file import read_replay
 
     found = read_replay(config.file)
     folder = find_policy(config.policy) if config.policy else Path(found.facts["policy"])
-    if folder.is_dir() and (config.policy or folder_sha256(folder) == found.facts["policy_sha256"]):
-        return _with_policy(config, folder)
-    if config.policy is not None or config.video is not None or not found.periods:
+    if not folder.is_dir() or not (config.policy or folder_sha256(folder) == found.facts["policy_sha256"]):
         raise VolarError(f"the policy is no longer at {folder}, or has changed; say where it is with policy=")
-    return _commands_only(config.file)
+    return _again(config, found, folder)
 
 
-def _with_policy(config: ReplayConfig, folder: Path) -> Verdict:
+def _again(config: ReplayConfig, before: "ReplayFile", folder: Path) -> Verdict:
     """The episode once more in a worker process, which may die of it."""
     from volar.sim.evaluation import Bench, Job, run_jobs
     from volar.sim.replay_file import read_replay
 
-    before = read_replay(config.file)
     facts, old = before.facts, before.record
     bench = Bench(str(folder), facts["robot"], facts["latency_s"], facts["randomization"], facts["max_steps"])
     with tempfile.TemporaryDirectory() as output:
@@ -83,35 +84,6 @@ def _with_policy(config: ReplayConfig, folder: Path) -> Verdict:
         f"breaks again, but in control period {after.periods} instead of {before.periods} (the commands agree in the "
         f"first {agree}): {record.reason}",
     )
-
-
-def _commands_only(file: Path) -> Verdict:
-    """The recorded commands in the same scene, without a policy."""
-    from volar.robots.body import JointCommand
-    from volar.sim.conditions import randomization_of
-    from volar.sim.replay_file import read_replay
-    from volar.sim.sim_robot import SimulationDiverged
-    from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
-
-    found = read_replay(file)
-    record, arrays = found.record, found.arrays
-    randomization = randomization_of(record.condition, found.facts["randomization"])
-    world = TaskWorld(record.task, found.facts["robot"], cameras=(), randomization=randomization)
-    world.reset(record.seed, record.draws or None)
-    played = 0
-    try:
-        for q, dq, ddq, width_m in zip(*(arrays[name] for name in ("q", "dq", "ddq", "gripper_width_m")), strict=True):
-            played += 1
-            world.body.send(JointCommand(q, dq, ddq, float(width_m)))
-            world.advance(CONTROL_PERIOD_S)
-    except SimulationDiverged as error:
-        return Verdict(True, played == found.periods, f"the commands break it in control period {played}: {error}")
-    finally:
-        world.close()
-    now = {"qpos": world.data.qpos, "qvel": world.data.qvel}
-    same = all(len(arrays[name]) > 0 and np.array_equal(arrays[name][-1], value) for name, value in now.items())
-    bits = "end in the same bits" if same else "end in other bits"
-    return Verdict(False, same, f"the policy is not here; its {played} commands {bits}; then came: {record.reason}")
 
 
 def _main(config: ReplayConfig) -> None:

@@ -1,4 +1,4 @@
-"""The file that a broken episode leaves: enough to run it again, with the policy or without it.
+"""The file that a broken episode leaves: enough, with the policy, to run it again, and to look at its end without.
 
 A NumPy archive without pickles: `facts`, a JSON text, and the arrays of `Trace.arrays`.
 """
