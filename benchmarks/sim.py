@@ -1,16 +1,18 @@
-"""Figures of the simulator: `python benchmarks/sim.py [speed | randomization | experts [SEEDS [RANDOMIZATION]]]`.
+"""Figures of the simulator: `python benchmarks/sim.py [speed | randomization | experts ...]`.
 
 `speed` (the default): steps of environments, of batches and of the physics, frames, demonstrations and scenes a
-second. `randomization`: what each part of it adds to a step, and to a reset. `experts`: success and length of every
-task's expert, over 100 seeds or as many as given.
+second. `randomization`: what each part of it adds to a step, and to a reset. `experts [SEEDS [RANDOMIZATION [ROBOTS
+[NOISE]]]]`: success and length of every task's expert with every robot, over 100 seeds or as many as given.
 """
 
-import importlib.util
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -177,28 +179,8 @@ def _demonstrations(driver: StepDriver, count: int) -> None:
 
 
 def _others() -> None:
-    """Peers' environments on this machine in this run, where they are installed: two 128 x 128 cameras at 20 Hz."""
-    if importlib.util.find_spec("robosuite") is None:
-        print("robosuite: not installed")
-    else:
-        import robosuite
-
-        env = robosuite.make(
-            "Lift", robots="Panda", has_renderer=False, has_offscreen_renderer=True, use_camera_obs=True,
-            camera_names=["frontview", "robot0_eye_in_hand"], camera_heights=128, camera_widths=128, control_freq=20,
-        )  # fmt: skip
-        env.reset()
-        still = np.zeros(env.action_dim)
-        env.step(still)
-        line("robosuite Lift, one process", 50 / seconds(lambda: [env.step(still) for _ in range(50)]), "steps/s")
-    if importlib.util.find_spec("gym_hil") is None:
-        print("gym-hil: not installed")
-    else:
-        hil = gymnasium.make("gym_hil:gym_hil/PandaPickCubeBase-v0", image_obs=True)
-        hil.reset(seed=0)
-        move = np.zeros(hil.action_space.shape)
-        hil.step(move)
-        line("gym-hil pick, one process", 50 / seconds(lambda: [hil.step(move) for _ in range(50)]), "steps/s")
+    """Peers' environments in the same run, by the interpreter that has them (see peers.py)."""
+    subprocess.run([os.environ.get("PEERS", sys.executable), Path(__file__).with_name("peers.py")], check=False)
 
 
 def randomization(steps: int = 8) -> None:
@@ -243,23 +225,25 @@ def _play(env: TabletopEnv, plan: np.ndarray) -> None:
         env.step(action)
 
 
-def experts(seeds: int, preset: str) -> None:
-    for name, task in TASKS.items():
-        driver = StepDriver(TaskWorld(name, cameras=(), randomization=preset))
-        for noise in (0.0, 1.0):
+def experts(seeds: int = 100, preset: str = "none", robots: str = "fr3,ur5e,so101", noise: float = 0.0) -> None:
+    for robot in robots.split(","):
+        for name, task in TASKS.items():
+            driver = StepDriver(TaskWorld(name, robot, cameras=(), randomization=preset))
             results = [rollout(driver, seed, Disturbances(scale=noise)) for seed in range(seeds)]
             lengths = [len(episode) - task.steps_after_success for episode in results if episode.success]
             failed = [episode.seed for episode in results if not episode.success]
             print(
-                f"{name:<9} {preset}, noise {noise:.0f}: {len(lengths)}/{seeds}, steps to success mean "
-                f"{np.mean(lengths):.1f}, max {np.max(lengths)}; failed seeds {failed}",
+                f"{robot:<6} {name:<14} {preset}, noise {noise:g}: {len(lengths)}/{seeds}, steps to success mean "
+                f"{np.mean(lengths):.1f}, max {np.max(lengths)} of {task.max_steps}; failed seeds {failed}",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["experts"]:
-        experts(int(sys.argv[2]) if len(sys.argv) > 2 else 100, sys.argv[3] if len(sys.argv) > 3 else "none")
+        given = dict(zip(("seeds", "preset", "robots", "noise"), sys.argv[2:], strict=False))
+        kinds = {"seeds": int, "preset": str, "robots": str, "noise": float}
+        experts(**{name: kinds[name](text) for name, text in given.items()})
     elif sys.argv[1:] == ["randomization"]:
         randomization()
     elif sys.argv[1:] in ([], ["speed"]):
