@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from volar.robots.spec import robot_name
 from volar.sim.randomization import Randomization
 from volar.sim.tasks import TASKS
 from volar.sim.world import TASK_HZ, StepDriver, TaskWorld
@@ -41,8 +42,9 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
     Reward 1 on success, which terminates; `max_steps` truncates (the task's own by default, for as many seconds).
     `randomization`: a preset's name, a YAML file's path or a `Randomization`; `info["draws"]` of `reset` is what it
     drew, and `reset(options={"draws": ...})` repeats that. `reset(seed)` alone determines the episode; without a
-    seed, the next one is drawn from the environment's generator. `cameras=()` needs no OpenGL. Raises `Unknown` for
-    a task, robot, camera or randomization that does not exist, `SimulationDiverged` when the physics does.
+    seed, the next one is drawn from the environment's generator. `asset`: `menagerie:PATH`, your own model of the
+    robot. `cameras=()` needs no OpenGL. Raises `Unknown` for a task, robot, camera or randomization that does not
+    exist, `SimulationDiverged` when the physics diverges.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  # Gymnasium's own
@@ -58,10 +60,12 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
         randomization: str | Path | Randomization = "none",
         world_seed: int = 0,
         control_hz: float | None = None,
+        asset: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is not one of {self.metadata['render_modes']}")
         self.render_mode = render_mode
+        robot = robot_name(robot, asset)
         self.world = TaskWorld(task, robot, tuple(cameras), image_size, randomization, world_seed, control_hz)
         rate_hz = self.world.spec.action.rate_hz
         self.metadata = self.metadata | {"render_fps": round(rate_hz)}
