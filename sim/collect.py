@@ -92,7 +92,7 @@ class CollectConfig:
         from volar.robots.errors import Unknown
         from volar.sim.scene import LABELLED_CAMERA
 
-        spec = load_robot(self.robot)
+        spec = load_robot(robot_name(self.robot, self.asset))
         for camera in self.cameras:
             if camera not in spec.cameras:
                 raise Unknown("camera", camera, spec.cameras)
