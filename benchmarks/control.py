@@ -44,6 +44,8 @@ class ExactBody:
         return JointState(*self._state, self._clock())
 
     def images(self) -> dict[str, NDArray[np.uint8]]:
+        for image in self._images.values():
+            image[0, 0] += 1  # no camera gives the same bytes twice
         return self._images
 
     def send(self, command: JointCommand) -> None:

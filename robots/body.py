@@ -37,7 +37,12 @@ class JointCommand:
 
 
 class Body(Protocol):
-    """A robot body: simulated (`volar.sim.sim_robot.SimRobot`) or real."""
+    """A robot body: simulated (`volar.sim.sim_robot.SimRobot`) or real.
+
+    Optional: `image_stamps() -> Mapping[str, int]`, when the newest frame of each camera was captured, on the loop's
+    clock [ns]; called in every tick, so it must be cheap. Without it nobody notices a camera that has fallen silent
+    before its image is found to repeat.
+    """
 
     @property
     def spec(self) -> RobotSpec: ...
@@ -54,7 +59,8 @@ class Body(Protocol):
 class ChunkSource(Protocol):
     """Where the control loop gets its chunks: a policy in this process, in another, or remote.
 
-    `submit` must return at once; `poll` returns each chunk once, when it is there.
+    `submit` must return at once; `poll` returns each chunk once, when it is there. Optional: `failure`, a property,
+    why no chunk will ever come any more, None while one may.
     """
 
     def submit(self, observation: Observation) -> None: ...

@@ -18,7 +18,9 @@ WRONG_RATE: Final = "chunk_wrong_rate"
 FUTURE: Final = "chunk_from_the_future"
 PAST: Final = "chunk_entirely_past"
 OLDER: Final = "chunk_older_than_current"
-REFUSALS: Final = (EMPTY, WRONG_WIDTH, NON_FINITE, WRONG_RATE, FUTURE, PAST, OLDER)
+DUPLICATE: Final = "chunk_duplicate"
+RETIRED: Final = "chunk_from_before_the_start"
+REFUSALS: Final = (EMPTY, WRONG_WIDTH, NON_FINITE, WRONG_RATE, FUTURE, PAST, RETIRED, DUPLICATE, OLDER)
 
 
 class ChunkBuffer:
@@ -41,6 +43,7 @@ class ChunkBuffer:
         self._current: _Placed | None = None
         self._previous: _Placed | None = None
         self._spliced_ns = 0
+        self._since_ns: int | None = None
 
     def push(self, chunk: ActionChunk, now_ns: int) -> str | None:
         """Splices a chunk in. Returns None when it was taken, else which of `REFUSALS` applies."""
@@ -66,9 +69,13 @@ class ChunkBuffer:
         weight, moving = elapsed_ns / self._blend_ns, self._blended
         return np.concatenate([(1 - weight) * old[:moving] + weight * new[:moving], new[moving:]])
 
-    def clear(self) -> None:
-        """Forgets every chunk; `at` returns None until the next one."""
+    def clear(self, since_ns: int | None = None) -> None:
+        """Forgets every chunk; `at` returns None until the next one.
+
+        `since_ns`: chunks that answer an observation from before are refused from now on.
+        """
         self._current = self._previous = None
+        self._since_ns = since_ns
 
     @property
     def ever_filled(self) -> bool:
@@ -89,7 +96,11 @@ class ChunkBuffer:
             return FUTURE
         if chunk.stamp_ns + steps * self._dt_ns <= now_ns:
             return PAST
-        if self._current is not None and chunk.stamp_ns <= self._current.stamp_ns:
+        if self._since_ns is not None and chunk.stamp_ns < self._since_ns:
+            return RETIRED
+        if self._current is not None and chunk.stamp_ns == self._current.stamp_ns:
+            return DUPLICATE
+        if self._current is not None and chunk.stamp_ns < self._current.stamp_ns:
             return OLDER
         return None
 

@@ -2,7 +2,7 @@
 
 The same loop drives simulation on a virtual clock (evaluation), simulation on the wall clock and a real
 arm; time comes in as an argument. It is the only caller of `Body.send`, and sends nothing but what
-`SafetyFilter` made.
+`SafetyFilter` made. When it moves the arm and when not: the tables of `loop_state`.
 """
 
 from dataclasses import dataclass
@@ -11,53 +11,33 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.robots import loop_state as ls
 from volar.robots.action_space import ActionSpec
 from volar.robots.body import Body, ChunkSource, JointCommand, JointState
 from volar.robots.chunk_buffer import ChunkBuffer
 from volar.robots.contract import PolicyContract, require
+from volar.robots.follower import Follower
 from volar.robots.interface import ActionChunk, Observation, Policy
-from volar.robots.kinematics import Arm, Pose, rotation_vector
+from volar.robots.kinematics import Arm, Pose
+from volar.robots.loop_state import LoopState, State
 from volar.robots.safety import SafetyFilter
+from volar.robots.watchdogs import LoopLimits, Watchdogs
 
 Vector = NDArray[np.float64]
 
-# Why the arm brakes or holds; `TickReport.reason` is one of these or one of `safety`'s.
-NO_CHUNK: Final = "no_chunk"
-CHUNK_EXHAUSTED: Final = "chunk_exhausted"
-POLICY_PENDING: Final = "policy_pending"
-POLICY_SILENT: Final = "policy_silent"
-STALE_JOINT_STATE: Final = "stale_joint_state"
-INVALID_JOINT_STATE: Final = "invalid_joint_state"
-IK_FAILED: Final = "ik_failed"
-OBSERVATION_FAILED: Final = "observation_failed"
-POLICY_FAILED: Final = "policy_failed"
-
-
-@dataclass(frozen=True)
-class LoopLimits:
-    """When the loop stops following its policy.
-
-    `joint_state_age_s`: oldest joint state acted on. `policy_deadline_s`: a policy that has not answered
-    for that long is called silent. `lead_m`, `lead_rad`: how far the integrated pose may run ahead of
-    the commanded one (anti-windup; the safety filter lags by v^2 / 2a, about 0.03 m at full speed).
-    `inset_m`: how far inside the workspace box that pose stays, so that the curvature of a joint-space
-    path does not cross the box at its border.
-    """
-
-    joint_state_age_s: float = 0.1
-    policy_deadline_s: float = 0.5
-    lead_m: float = 0.05
-    lead_rad: float = 0.3
-    inset_m: float = 0.002
+NOT_FOLLOWED: Final = "chunk_while_not_running"  # a chunk that came while the loop was paused or stopped; dropped
+MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 500.0  # below, braking distances grow; above, Python does not keep the period
 
 
 @dataclass(frozen=True)
 class TickReport:
-    """What one tick did. `reason`: why it braked or held, None when it followed an action (A,).
+    """What one tick did. `reason`: why it braked or held, None when it followed an action (A,): a fault of
+    `loop_state` seen in this tick, else what stopped the loop, else one of `safety`'s.
 
     `target`: the integrated pose, base frame. `observation`: taken in this tick, for recording.
     `refused`: why the chunk that arrived in this tick was not taken. `error`: what was raised while
-    observing or asking the policy; raise it where a failure must not pass for a hold.
+    observing or asking the policy; raise it where a failure must not pass for a hold. `mode`: the state after this
+    tick. `denied`: why a request (pause, resume, stop, recover) answered in this tick was not granted.
     """
 
     stamp_ns: int
@@ -70,6 +50,8 @@ class TickReport:
     chunk: ActionChunk | None = None
     refused: str | None = None
     error: Exception | None = None
+    mode: State = ls.RUNNING
+    denied: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +66,12 @@ class _Exchange:
 
 
 class ControlLoop:
-    """Runs one arm from action chunks, `1 / period_s` times a second.
+    """Runs one arm from action chunks, `1 / period_s` times a second, 50 to 500 Hz.
 
     Chunks come from `source`, asked every `execute_steps` actions, or are pushed by the caller
     (`push`). `cameras`: the images an observation carries, None for all the body has.
-    Call `reset` first, then `tick` each period.
+    Call `reset` first, then `tick` each period; `pause`, `resume`, `stop`, `recover` at any time, from any thread:
+    the next tick answers them. Raises `ValueError` naming a setting that is out of range.
     """
 
     def __init__(
@@ -106,19 +89,21 @@ class ControlLoop:
     ) -> None:
         if execute_steps < 1:
             raise ValueError(f"execute_steps must be at least 1, is {execute_steps}")
+        if not 1 / MAX_RATE_HZ <= period_s <= 1 / MIN_RATE_HZ:
+            raise ValueError(f"period_s must be from {1 / MAX_RATE_HZ} (500 Hz) to {1 / MIN_RATE_HZ}, is {period_s}")
         self.body, self.arm, self.action, self.period_s = body, arm, action, period_s
         self.limits = limits or LoopLimits()
         self.instruction = ""
+        self.mode = LoopState()
         self._source, self._cameras = source, cameras
         self._interval_ns = round(execute_steps * 1e9 / action.rate_hz)
         self._buffer = ChunkBuffer(action, blend_s)
         self._safety = SafetyFilter(arm, period_s)
-        inset_m = self.limits.inset_m
-        self._box = np.array(arm.spec.workspace_low) + inset_m, np.array(arm.spec.workspace_high) - inset_m
+        self._follower = Follower(arm, action, period_s, self.limits)
+        self._watch = Watchdogs(body, self.limits, () if source is None else cameras)
         self._observed_ns: int | None = None
         self._submitted_ns = 0
         self._width_m = 0.0
-        self._target: Pose | None = None
 
     @staticmethod
     def for_policy(
@@ -129,6 +114,7 @@ class ControlLoop:
         *,
         period_s: float = 0.01,
         blend_s: float = 0.1,
+        limits: LoopLimits | None = None,
     ) -> "ControlLoop":
         """The loop a policy's contract asks for. Raises `ContractError` when it does not fit the body."""
         require(contract, body.spec)
@@ -141,28 +127,50 @@ class ControlLoop:
             cameras=tuple(camera.name for camera in contract.cameras),
             period_s=period_s,
             blend_s=blend_s,
+            limits=limits,
         )
 
     def reset(self, now_ns: int) -> None:
-        """Starts from the measured state, at rest; forgets chunks. The next tick observes.
+        """Starts from the measured state, at rest, running; forgets chunks and faults. The next tick observes.
 
         Raises `SafetyError` when the measured state is not finite.
         """
         state = self.body.joint_state()
         self._safety.reset(state.q, state.gripper_width_m)
+        self.mode.reset()
+        self._watch.reset(now_ns)
         self._buffer.clear()
-        self._target = self._safety.pose
+        self._start_anew(now_ns)
+        self._follower.target = self._safety.pose
         self._width_m = state.gripper_width_m
-        self._observed_ns, self._submitted_ns = None, now_ns
 
     def set_instruction(self, text: str) -> None:
-        """What to do from now on; the policy is asked again at the next tick it is free."""
+        """What to do from now on, in any state; the policy is asked again at the next tick it is free."""
         if text != self.instruction:
             self.instruction, self._observed_ns = text, None
 
+    def pause(self) -> None:
+        """Brakes and rests until `resume`; the policy is not asked meanwhile."""
+        self.mode.request("pause")
+
+    def resume(self) -> None:
+        """Leaves the pause: observes and asks the policy anew."""
+        self.mode.request("resume")
+
+    def stop(self) -> None:
+        """Brakes and rests until `recover`."""
+        self.mode.request("stop")
+
+    def recover(self) -> None:
+        """Leaves the stop, from where the arm was told to be; granted at rest and when no fault is present.
+
+        An arm that was moved meanwhile by more than `tracking_rad` needs `reset`, which starts where it is.
+        """
+        self.mode.request("recover")
+
     def push(self, chunk: ActionChunk, now_ns: int) -> str | None:
         """Hands the loop a chunk directly. Returns None when it was taken, else why not."""
-        return self._buffer.push(chunk, now_ns)
+        return self._buffer.push(chunk, now_ns) if self.mode.asks else NOT_FOLLOWED
 
     def tick(self, now_ns: int) -> TickReport:
         """One control period; sends exactly one command, which brakes when anything fails on the way to it.
@@ -174,57 +182,71 @@ class ControlLoop:
         robot's own watchdog. What `Body.send` raises is passed on, too.
         """
         state = self.body.joint_state()
-        asked = self._exchange(state, now_ns)
-        fault, action = asked.fault, self._buffer.at(now_ns)
-        if fault is None and action is None:
-            fault = self._why_idle(now_ns)
-        q_target = None
-        if fault is None and action is not None:
-            q_target = self._follow(action)
-            fault = IK_FAILED if q_target is None else None
+        fault, failed = self._watched(state, now_ns)
+        anew, denied = self.mode.answer(fault, self._safety.at_rest)
+        if anew:
+            self._start_anew(now_ns)
+        asked = self._exchange(state, fault, now_ns)
+        fault, action, q_target = asked.fault, None, None
+        if self.mode.asks:
+            action = self._buffer.at(now_ns)
+            if fault is None and action is None:
+                fault = self._why_idle(now_ns)
+            if fault is None and action is not None:
+                q_target = self._follow(action)
+                fault = ls.IK_FAILED if q_target is None else None
+            self.mode.settle(fault)
+        if not self.mode.asks:  # nor does the gripper go on
+            self._width_m = self._safety.gripper_width_m
         filtered = self._safety.step(q_target, self._width_m)
         if q_target is None:
-            self._target = self._safety.pose  # start again from where the arm is told to be
+            self._follower.target = self._safety.pose  # start again from where the arm is told to be
         self.body.send(filtered.command)
         return TickReport(
             now_ns,
             state,
             filtered.command,
-            fault or filtered.reason,
+            fault or self.mode.reason or filtered.reason,
             action,
-            self._anchored,
+            self._follower.target or self._safety.pose,
             asked.observation,
             asked.chunk,
             asked.refused,
-            asked.error,
+            failed or asked.error,
+            self.mode.state,
+            denied,
         )
 
-    @property
-    def _anchored(self) -> Pose:
-        return self._safety.pose if self._target is None else self._target
+    def _start_anew(self, now_ns: int) -> None:
+        """Forgets what was planned: no answer to an observation from before moves the arm."""
+        self._buffer.clear(now_ns)
+        self._observed_ns, self._submitted_ns = None, now_ns
 
-    def _fault(self, state: JointState, now_ns: int) -> str | None:
-        if now_ns - state.stamp_ns > self.limits.joint_state_age_s * 1e9:
-            return STALE_JOINT_STATE
-        if not (np.isfinite(state.q).all() and np.isfinite(state.gripper_width_m)):
-            return INVALID_JOINT_STATE
-        return None
+    def _watched(self, state: JointState, now_ns: int) -> tuple[str | None, Exception | None]:
+        """The fault that is present whatever the policy says, and what a camera raised when asked for stamps."""
+        try:
+            fault = self._watch.check(state, self._safety.q, now_ns)
+        except Exception as error:  # as in `_exchange`
+            return ls.OBSERVATION_FAILED, error
+        if fault is None and getattr(self._source, "failure", None) is not None:
+            return ls.POLICY_DEAD, None
+        return fault, None
 
-    def _exchange(self, state: JointState, now_ns: int) -> _Exchange:
+    def _exchange(self, state: JointState, fault: str | None, now_ns: int) -> _Exchange:
         """Asks the source for a chunk when one is due, and takes the one that is there."""
-        fault = self._fault(state, now_ns)
         if self._source is None:
             return _Exchange(fault)
-        observation, failing = None, POLICY_FAILED
+        observation, failing = None, ls.POLICY_FAILED
         try:
-            if fault is None and self._due(self._source, now_ns):
-                failing = OBSERVATION_FAILED
-                observation = self._observe(state, now_ns)
-                failing = POLICY_FAILED
-                self._source.submit(observation)
-                self._observed_ns = self._submitted_ns = now_ns
+            if fault is None and self.mode.asks:
+                failing = ls.OBSERVATION_FAILED
+                fault, observation = self._observe(self._source, state, now_ns)
+                failing = ls.POLICY_FAILED
+                if observation is not None:
+                    self._source.submit(observation)
+                    self._observed_ns = self._submitted_ns = now_ns
             chunk = self._source.poll(now_ns)
-            refused = None if chunk is None else self._buffer.push(chunk, now_ns)
+            refused = None if chunk is None else self.push(chunk, now_ns)
         except Exception as error:  # cameras and policies are others' code; the arm has to stop whatever they raise
             return _Exchange(fault or failing, observation, error=error)
         return _Exchange(fault, observation, chunk, refused)
@@ -235,61 +257,32 @@ class ControlLoop:
             return False
         return self._observed_ns is None or now_ns + self.period_s * 5e8 >= self._observed_ns + self._interval_ns
 
-    def _observe(self, state: JointState, now_ns: int) -> Observation:
+    def _observe(self, source: ChunkSource, state: JointState, now_ns: int) -> tuple[str | None, Observation | None]:
+        """A fault of the images, or the observation if one is due. A camera that seems frozen is looked at anyway."""
+        due = self._due(source, now_ns)
+        if not due and not self._watch.suspects(now_ns):
+            return None, None
         images = self.body.images()
         if self._cameras is not None:
             images = {name: images[name] for name in self._cameras}
+        fault = self._watch.look(images, state.q, now_ns)
+        if fault is not None or not due:
+            return fault, None
         proprio = self.arm.proprio(state.q, state.gripper_width_m)
-        return Observation(images, proprio, self.instruction, now_ns)
+        return None, Observation(images, proprio, self.instruction, now_ns)
 
     def _why_idle(self, now_ns: int) -> str:
         if self._source is not None and self._source.pending:
             late = now_ns - self._submitted_ns > self.limits.policy_deadline_s * 1e9
-            return POLICY_SILENT if late else POLICY_PENDING
-        return CHUNK_EXHAUSTED if self._buffer.ever_filled else NO_CHUNK
+            return ls.POLICY_SILENT if late else ls.POLICY_PENDING
+        return ls.CHUNK_EXHAUSTED if self._buffer.ever_filled else ls.NO_CHUNK
 
     def _follow(self, action: Vector) -> Vector | None:
         """Joint target (J,) for an action (A,); None when inverse kinematics fails."""
-        if self.action.gripper != "none":
-            opening = action[-1] if self.action.gripper == "open_is_one" else 1.0 - action[-1]
-            self._width_m = float(opening) * self.arm.spec.gripper_width_max
-        if self.action.kind == "joint_position":
-            q_target: Vector = action[: self.arm.spec.joints]
-            return q_target
-        self._target = self._limited(self._displaced(action))
-        return self._inverse(self._target)
-
-    def _displaced(self, action: Vector) -> Pose:
-        """The target after one period at the action's velocity."""
-        share = self.period_s * self.action.rate_hz
-        translation = action[:3] * share
-        rotation = action[3:6] * share if self.action.rotation == "rotation_vector" else np.zeros(3)
-        if self.action.frame == "tool":
-            translation, rotation = self._anchored.rotation @ translation, self._anchored.rotation @ rotation
-        return self._anchored.moved(translation, rotation)
-
-    def _limited(self, target: Pose) -> Pose:
-        """The target inside the workspace box and near the commanded pose, so that it cannot wind up."""
-        here = self._safety.pose
-        position = np.clip(target.position, *self._box)
-        lead = position - here.position
-        distance_m = float(np.linalg.norm(lead))
-        if distance_m > self.limits.lead_m:
-            position = here.position + lead * (self.limits.lead_m / distance_m)
-        turn = rotation_vector(target.rotation @ here.rotation.T)
-        angle = float(np.linalg.norm(turn))
-        if angle > self.limits.lead_rad:
-            return Pose(position, here.moved(np.zeros(3), turn * (self.limits.lead_rad / angle)).rotation)
-        return Pose(position, target.rotation)
-
-    def _inverse(self, target: Pose) -> Vector | None:
-        import mink
-
-        try:
-            q_target = self.arm.step_towards(self._safety.q, target, self.period_s)
-        except mink.NoSolutionFound:
-            return None
-        return q_target if np.isfinite(q_target).all() else None
+        width_m = self._follower.width_m(action)
+        if width_m is not None:
+            self._width_m = width_m
+        return self._follower.follow(action, self._safety.pose, self._safety.q)
 
 
 class InProcessSource:
@@ -315,7 +308,9 @@ class InProcessSource:
         self._chunk = self.policy.predict(observation)
 
     def poll(self, now_ns: int) -> ActionChunk | None:
-        if self._chunk is None or now_ns < self._chunk.stamp_ns + self._latency_ns:
+        if self._chunk is None:
+            return None
+        if self._chunk.stamp_ns <= now_ns < self._chunk.stamp_ns + self._latency_ns:  # sooner: the clock went back
             return None
         chunk, self._chunk = self._chunk, None
         return chunk

@@ -125,6 +125,11 @@ class PolicyProcess:
         return self._state != "ready"
 
     @property
+    def failure(self) -> str | None:
+        """Why no chunk will come any more: it failed for good or was closed; None while one may."""
+        return (self._error or "the policy process is closed") if self._state in ("failed", "closed") else None
+
+    @property
     def status(self) -> PolicyStatus:
         child = self._child
         return PolicyStatus(

@@ -111,6 +111,11 @@ class SafetyFilter:
         return self._pose
 
     @property
+    def gripper_width_m(self) -> float:
+        """The last commanded width [m]."""
+        return self._width_m
+
+    @property
     def at_rest(self) -> bool:
         """True when the last command does not move."""
         return not any(self._started.dq) and not any(self._started.ddq)

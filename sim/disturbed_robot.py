@@ -131,6 +131,11 @@ class DisturbedRobot:
                 self._last[name] = self._developed(image, y % _TILE_MARGIN, x % _TILE_MARGIN)
         return {name: image.copy() for name, image in self._last.items()}
 
+    def image_stamps(self) -> dict[str, int]:
+        """When what `images` shows now was so [ns]; an image that is dropped then is the older one all the same."""
+        then_ns = self._recall(self._image_ns)[0] if self._image_ns else self.now_ns
+        return dict.fromkeys(self.cameras, then_ns)
+
     def close(self) -> None:
         """Frees the renderer."""
         self.inner.close()

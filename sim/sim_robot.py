@@ -86,6 +86,10 @@ class SimRobot:
             self._renderer = CameraRenderer(self._model, self._cameras)
         return self._renderer.render(self._data if qpos is None else self._as_it_was(qpos))
 
+    def image_stamps(self) -> dict[str, int]:
+        """When the cameras' newest images were taken [ns]: rendered when asked for, so now."""
+        return dict.fromkeys(self._cameras, self.now_ns)
+
     def send(self, command: JointCommand, offset: NDArray[np.float64] | None = None) -> None:
         """`offset` (J,) [rad]: by how much the encoders show more than there is."""
         q = command.q if offset is None else command.q - offset

@@ -60,7 +60,7 @@ def test_refusals() -> None:
     assert buffer.at(now_ns) is None
     assert not buffer.ever_filled
     assert buffer.push(chunk(0.0, now_ns), now_ns) is None
-    assert buffer.push(chunk(0.5, now_ns), now_ns) == chunk_buffer.OLDER
+    assert buffer.push(chunk(0.5, now_ns), now_ns) == chunk_buffer.DUPLICATE
     assert buffer.push(chunk(0.5, now_ns - 1), now_ns) == chunk_buffer.OLDER
     assert x(buffer, now_ns) == 0.0
     buffer.clear()

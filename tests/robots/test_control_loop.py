@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from volar.robots import control_loop as cl
+from volar.robots import loop_state as ls
 from volar.robots.action_space import ActionSpec
 from volar.robots.body import JointCommand, JointState
 from volar.robots.contract import CameraSpec, ContractError, PolicyContract
@@ -51,7 +51,7 @@ class ExactBody:
 
     def images(self) -> Mapping[str, NDArray[np.uint8]]:
         self.looks += 1
-        return {name: np.zeros((8, 8, 3), np.uint8) for name in FR3.cameras}
+        return {name: np.full((8, 8, 3), self.looks % 256, np.uint8) for name in FR3.cameras}
 
     def send(self, command: JointCommand) -> None:
         self.sent.append(command)
@@ -111,7 +111,7 @@ def test_one_action_displaces_the_pose_by_itself(arm: Arm) -> None:
     assert loop.push(ActionChunk(np.array([[*step, 0.25]], np.float32), 0, 0.1), 0) is None
     reports = run(loop, body, 60)
     wanted = start.moved(step[:3], step[3:])
-    assert [r.reason for r in reports[:11]] == [None] * 10 + [cl.CHUNK_EXHAUSTED]
+    assert [r.reason for r in reports[:11]] == [None] * 10 + [ls.CHUNK_EXHAUSTED]
     np.testing.assert_allclose(reports[9].target.position, wanted.position, atol=1e-6)
     np.testing.assert_allclose(reports[9].target.rotation, wanted.rotation, atol=1e-6)
     # The filter lags a little, and the motion ends where the arm is when the chunk does.
@@ -166,7 +166,7 @@ def test_joint_positions(arm: Arm) -> None:
 def test_no_chunk_holds_still(arm: Arm) -> None:
     loop, body = pushed(arm)
     reports = run(loop, body, 20)
-    assert {r.reason for r in reports} == {cl.NO_CHUNK}
+    assert {r.reason for r in reports} == {ls.NO_CHUNK}
     np.testing.assert_array_equal(body.state.q, HOME)
     assert len(body.sent) == 20
 
@@ -214,7 +214,7 @@ def test_latency_is_felt_once(arm: Arm) -> None:
     policy = Along(lambda _: [0.01, 0, 0, 0, 0, 0, 1])
     loop, body, _ = policy_loop(arm, policy, latency_s=0.05)
     reasons = [r.reason for r in run(loop, body, 100)]
-    assert reasons[:5] == [cl.POLICY_PENDING] * 5
+    assert reasons[:5] == [ls.POLICY_PENDING] * 5
     assert set(reasons[5:]) == {None}
 
 
@@ -224,7 +224,7 @@ def test_silent_policy_stops_the_arm(arm: Arm) -> None:
     run(loop, body, 30)
     source._latency_ns = 10**12
     reasons = [r.reason for r in run(loop, body, 150)]
-    assert list(dict.fromkeys(reasons)) == [None, cl.POLICY_PENDING, cl.POLICY_SILENT]
+    assert list(dict.fromkeys(reasons)) == [None, ls.POLICY_PENDING, ls.POLICY_SILENT]
     assert not body.state.dq.any()
 
 
@@ -233,7 +233,7 @@ def test_broken_chunks_are_refused_by_name(arm: Arm) -> None:
     loop, body, _ = policy_loop(arm, policy)
     reports = run(loop, body, 150)
     assert {r.refused for r in reports} == {None, "chunk_non_finite"}
-    assert reports[-1].reason == cl.CHUNK_EXHAUSTED
+    assert reports[-1].reason == ls.CHUNK_EXHAUSTED
     assert np.isfinite([c.q for c in body.sent]).all()
     assert not body.state.dq.any()
 
@@ -283,11 +283,11 @@ class FaultyCamera(ExactBody):
 @pytest.mark.parametrize(
     ("where", "reason", "error"),
     [
-        ("raises", cl.OBSERVATION_FAILED, OSError),
-        ("missing", cl.OBSERVATION_FAILED, KeyError),
-        ("wrong", cl.OBSERVATION_FAILED, ValueError),
-        ("submit", cl.POLICY_FAILED, ContractError),
-        ("poll", cl.POLICY_FAILED, ContractError),
+        ("raises", ls.OBSERVATION_FAILED, OSError),
+        ("missing", ls.OBSERVATION_FAILED, KeyError),
+        ("wrong", ls.OBSERVATION_FAILED, ValueError),
+        ("submit", ls.POLICY_FAILED, ContractError),
+        ("poll", ls.POLICY_FAILED, ContractError),
     ],
 )
 def test_whatever_fails_on_the_way_the_arm_brakes_and_goes_on(
@@ -322,7 +322,7 @@ def test_a_policy_that_raises_stops_the_arm(arm: Arm) -> None:
 
     loop, body, _ = policy_loop(arm, Along(step))
     reports = run(loop, body, 100)
-    assert {r.reason for r in reports[40:]} == {cl.POLICY_FAILED}
+    assert {r.reason for r in reports[40:]} == {ls.POLICY_FAILED}
     assert str(reports[-1].error) == "no such token"
     check_limits(body.sent)
     assert not body.state.dq.any()
@@ -355,11 +355,11 @@ def test_stale_and_broken_joint_states_stop_the_arm(arm: Arm) -> None:
         reasons.append(loop.tick(body.now_ns).reason)
         body.now_ns += TICK_NS
     assert reasons[0] is None
-    assert reasons[-1] == cl.STALE_JOINT_STATE
+    assert reasons[-1] == ls.STALE_JOINT_STATE
     assert not body.sent[-1].dq.any()
     body.reported = replace(body.state, q=np.full(7, np.nan), stamp_ns=body.now_ns)
     report = loop.tick(body.now_ns)
-    assert report.reason == cl.INVALID_JOINT_STATE
+    assert report.reason == ls.INVALID_JOINT_STATE
     assert np.isfinite(report.command.q).all()
 
 

@@ -101,8 +101,10 @@ def test_a_crash_is_replaced_once_and_then_held(artifact: "TinyArtifact", proces
     assert chunk.stamp_ns == 7
     second = process.status.pid
     assert second is not None
+    assert process.failure is None
     os.kill(second, signal.SIGKILL)
     until(process, lambda: process.status.state == "failed")
+    assert process.failure == f"the policy process {second} died"
     assert process.pending
     assert process.poll(0) is None
 

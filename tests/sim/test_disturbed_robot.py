@@ -93,6 +93,8 @@ def test_images_are_as_old_as_the_delay_says(world: TaskWorld) -> None:
     for _ in range(12):
         robot.send(command(plain.joint_state().q + 0.3))
         robot.advance(PERIOD_S)
+        assert robot.image_stamps()["wrist"] == max(0, robot.now_ns - 50_000_000)
+        assert plain.image_stamps()["wrist"] == plain.now_ns
         if robot.now_ns <= 50_000_000:  # nothing older than the beginning
             np.testing.assert_array_equal(robot.images()["wrist"], first)
     now, then = plain.images()["wrist"].astype(int), robot.images()["wrist"]

@@ -1,0 +1,124 @@
+"""What the control loop watches in every tick: its clock, the joint state, the cameras.
+
+Each watchdog has a deadline in `LoopLimits` and a name in `loop_state`, whose table says what it leads to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.robots.body import Body, JointState
+from volar.robots.loop_state import (
+    CLOCK_JUMP,
+    FROZEN_IMAGE,
+    INVALID_JOINT_STATE,
+    STALE_CAMERA,
+    STALE_JOINT_STATE,
+    TRACKING_ERROR,
+)
+
+Vector = NDArray[np.float64]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LoopLimits:
+    """When the loop stops following its policy; a deadline of `math.inf` is never over.
+
+    `joint_state_age_s`: oldest joint state acted on. `camera_age_s`: oldest frame, judged by `Body.image_stamps`.
+    `frozen_s`: how long a camera may give identical bytes while the arm moves; it counts as moved when a joint is
+    `frozen_move_rad` from where it was at the first of those images. `clock_jump_s`: longest time between two ticks.
+    `tracking_rad`: how far a measured joint may be from its command; simulated arms stay within 0.01, with every
+    randomization within 0.1. `policy_deadline_s`: a policy that has not
+    answered for that long is called silent. `lead_m`, `lead_rad`: how far the integrated pose may run ahead of
+    the commanded one (anti-windup; the safety filter lags by v^2 / 2a, about 0.03 m at full speed).
+    `inset_m`: how far inside the workspace box that pose stays, so that the curvature of a joint-space
+    path does not cross the box at its border. Raises `ValueError` naming a value that is not positive.
+    """
+
+    joint_state_age_s: float = 0.1
+    camera_age_s: float = 0.5
+    frozen_s: float = 1.0
+    frozen_move_rad: float = 0.05
+    clock_jump_s: float = 1.0
+    tracking_rad: float = 0.3
+    policy_deadline_s: float = 0.5
+    lead_m: float = 0.05
+    lead_rad: float = 0.3
+    inset_m: float = 0.002
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, is {value}")
+
+
+@dataclass
+class _Frame:
+    """An image that a camera has given since `first_ns`, while the joints were at `q` (J,) or have moved from there.
+
+    `repeated`: it came again after the arm had moved.
+    """
+
+    image: Image
+    q: Vector
+    first_ns: int
+    repeated: bool = False
+
+
+class Watchdogs:
+    """The deadlines of one loop. `cameras`: those that matter; None for all, () where no images are used."""
+
+    def __init__(self, body: Body, limits: LoopLimits, cameras: tuple[str, ...] | None) -> None:
+        self._body, self._limits, self._cameras = body, limits, cameras
+        self._frames: dict[str, _Frame] = {}
+        self._last_ns: int | None = None
+        self._since_ns = 0
+
+    def reset(self, now_ns: int) -> None:
+        """Everything counts from now: cameras have their full deadline to give a first frame."""
+        self._frames.clear()
+        self._last_ns, self._since_ns = None, now_ns
+
+    def check(self, state: JointState, commanded: Vector, now_ns: int) -> str | None:
+        """The fault that is present, None when all is well. `commanded` (J,) [rad]: what the arm was told last."""
+        last_ns, self._last_ns = self._last_ns, now_ns
+        if last_ns is not None and not 0 <= now_ns - last_ns <= self._limits.clock_jump_s * 1e9:
+            self.reset(now_ns)  # no stamp from before means anything now
+            self._last_ns = now_ns
+            return CLOCK_JUMP
+        if now_ns - state.stamp_ns > self._limits.joint_state_age_s * 1e9:
+            return STALE_JOINT_STATE
+        if not (np.isfinite(state.q).all() and np.isfinite(state.gripper_width_m)):
+            return INVALID_JOINT_STATE
+        if np.abs(state.q - commanded).max() > self._limits.tracking_rad:
+            return TRACKING_ERROR
+        return STALE_CAMERA if self._stale(now_ns) else None
+
+    def look(self, images: Mapping[str, Image], q: Vector, now_ns: int) -> str | None:
+        """Compares images (H, W, 3) with the ones before; `q` (J,) [rad]: measured. Returns `FROZEN_IMAGE` or None."""
+        for name, image in images.items():
+            frame = self._frames.get(name)
+            if frame is None or not np.array_equal(frame.image, image):
+                self._frames[name] = _Frame(image.copy(), q.copy(), now_ns)
+            elif np.abs(q - frame.q).max() > self._limits.frozen_move_rad:
+                frame.repeated = True
+            elif not frame.repeated:
+                frame.first_ns = now_ns  # an arm at rest may see the same for ever
+        return FROZEN_IMAGE if self.suspects(now_ns) else None
+
+    def suspects(self, now_ns: int) -> bool:
+        """True when a camera's image has come again from elsewhere, and its first time was too long ago."""
+        deadline_ns = self._limits.frozen_s * 1e9
+        return any(frame.repeated and now_ns - frame.first_ns > deadline_ns for frame in self._frames.values())
+
+    def _stale(self, now_ns: int) -> bool:
+        stamps_of = getattr(self._body, "image_stamps", None)
+        if stamps_of is None or self._cameras == ():
+            return False
+        stamps: Mapping[str, int] = stamps_of()
+        oldest_ns = now_ns - self._limits.camera_age_s * 1e9
+        names = stamps if self._cameras is None else self._cameras
+        return any(max(stamps.get(name, self._since_ns), self._since_ns) < oldest_ns for name in names)

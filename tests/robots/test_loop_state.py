@@ -1,0 +1,230 @@
+"""Requests from outside, the rate, instructions, and what is no fault; faults themselves: test_fault_matrix.py."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from volar.robots import chunk_buffer
+from volar.robots import loop_state as ls
+from volar.robots.body import JointCommand, JointState
+from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop, TickReport
+from volar.robots.fr3 import FR3
+from volar.robots.interface import ActionChunk, Observation
+from volar.robots.kinematics import Arm
+from volar.robots.spec import RobotSpec
+from volar.robots.watchdogs import LoopLimits
+
+HOME = np.array(FR3.home)
+TICK_NS = 10_000_000
+MS = 1_000_000
+
+
+class Bench:
+    """An exact body and a source that answers each observation after 50 ms with 0.8 s along x."""
+
+    def __init__(self, arm: Arm, limits: LoopLimits | None = None) -> None:
+        self.now_ns, self.frame = 0, 0
+        self.measured = JointState(HOME, np.zeros(7), 0.08, 0)
+        self.asked: list[Observation] = []
+        self.answered = 0
+        self.stamps_raise = False
+        self.dies: str | None = None
+        self.loop = ControlLoop(self, arm, FR3.action, self, execute_steps=4, limits=limits)
+        self.loop.set_instruction("lift the red block")
+        self.loop.reset(0)
+
+    @property
+    def spec(self) -> RobotSpec:
+        return FR3
+
+    def joint_state(self) -> JointState:
+        return replace(self.measured, stamp_ns=self.now_ns)
+
+    def images(self) -> Mapping[str, NDArray[np.uint8]]:
+        return {name: np.full((4, 4, 3), self.frame, np.uint8) for name in FR3.cameras}
+
+    def image_stamps(self) -> dict[str, int]:
+        if self.stamps_raise:
+            raise OSError("the driver is gone")
+        return dict.fromkeys(FR3.cameras, self.now_ns)
+
+    def send(self, command: JointCommand) -> None:
+        self.measured = JointState(command.q, command.dq, command.gripper_width_m, self.now_ns)
+
+    def submit(self, observation: Observation) -> None:
+        self.asked.append(observation)
+
+    def poll(self, now_ns: int) -> ActionChunk | None:
+        if not self.pending or now_ns < self.asked[-1].stamp_ns + 50 * MS:
+            return None
+        self.answered = len(self.asked)
+        return chunk(self.asked[-1].stamp_ns)
+
+    @property
+    def pending(self) -> bool:
+        return self.answered < len(self.asked)
+
+    def run(self, ticks: int) -> list[TickReport]:
+        reports = []
+        for _ in range(ticks):
+            self.frame = (self.frame + 1) % 256
+            reports.append(self.loop.tick(self.now_ns))
+            self.now_ns += TICK_NS
+        return reports
+
+
+def chunk(stamp_ns: int) -> ActionChunk:
+    return ActionChunk(np.tile(np.array([0.015, 0, 0, 0, 0, 0, 1], np.float32), (8, 1)), stamp_ns, 0.1)
+
+
+@pytest.fixture
+def bench(arm: Arm) -> Bench:
+    return Bench(arm)
+
+
+def test_pause_and_resume(bench: Bench) -> None:
+    bench.run(30)
+    bench.loop.pause()
+    paused = bench.run(60)
+    assert {(r.mode, r.reason) for r in paused} == {(ls.PAUSED, ls.PAUSE_REQUESTED)}
+    assert not paused[-1].command.dq.any()
+    asked = len(bench.asked)
+    bench.run(50)
+    assert len(bench.asked) == asked  # not while it rests
+    bench.loop.resume()
+    resumed = bench.run(30)
+    assert resumed[0].observation is not None
+    assert [r.mode for r in resumed] == [ls.HOLDING] * 5 + [ls.RUNNING] * 25  # the answer takes 50 ms
+    assert resumed[-1].command.dq.any()
+
+
+@pytest.mark.parametrize(
+    ("first", "request_", "denied"),
+    [
+        (None, "resume", ls.NOT_PAUSED),
+        (None, "recover", ls.NOT_STOPPED),
+        ("pause", "recover", ls.NOT_STOPPED),
+        ("stop", "resume", ls.IS_STOPPED),
+        ("stop", "pause", ls.IS_STOPPED),
+        ("stop", "recover", ls.STILL_MOVING),
+    ],
+)
+def test_requests_that_do_not_fit_the_state_change_nothing(
+    bench: Bench, first: str | None, request_: str, denied: str
+) -> None:
+    bench.run(30)
+    if first is not None:
+        getattr(bench.loop, first)()
+    before = bench.run(1)[0].mode
+    getattr(bench.loop, request_)()
+    report = bench.run(1)[0]
+    assert (report.mode, report.denied) == (before, denied)
+    assert bench.run(1)[0].denied is None
+
+
+def test_requests_are_answered_in_order_and_reset_forgets_them(bench: Bench) -> None:
+    bench.run(20)
+    bench.loop.pause()
+    bench.loop.stop()
+    bench.loop.resume()
+    report = bench.run(1)[0]
+    assert (report.mode, report.reason, report.denied) == (ls.STOPPED, ls.STOP_REQUESTED, ls.IS_STOPPED)
+    bench.loop.recover()
+    bench.loop.reset(bench.now_ns)
+    report = bench.run(1)[0]
+    assert (report.mode, report.denied) == (ls.HOLDING, None)
+
+
+def test_no_answer_from_before_a_stop_moves_the_arm_after_it(bench: Bench) -> None:
+    """A chunk that is still on its way, or is pushed, though its time is not over."""
+    bench.run(20)
+    bench.loop.stop()
+    bench.run(30)
+    assert bench.loop.push(chunk(bench.now_ns), bench.now_ns) == NOT_FOLLOWED
+    old = chunk(bench.now_ns - 1)
+    bench.loop.recover()
+    bench.run(1)
+    assert bench.loop.push(old, bench.now_ns) == chunk_buffer.RETIRED
+    assert bench.loop.push(chunk(bench.now_ns), bench.now_ns) is None
+
+
+def test_a_chunk_that_arrives_while_stopped_is_dropped_by_name(bench: Bench) -> None:
+    bench.run(42)  # the second observation is at 0.4 s, its answer due at 0.45 s
+    assert bench.pending
+    bench.loop.stop()
+    assert {r.refused for r in bench.run(20)} == {None, NOT_FOLLOWED}
+    assert not bench.pending
+
+
+def test_the_first_fault_is_kept_and_each_is_reported(bench: Bench) -> None:
+    bench.run(20)
+    bench.loop.stop()
+    bench.run(5)
+    bench.measured = replace(bench.measured, q=np.full(7, np.nan))
+    report = bench.loop.tick(bench.now_ns)
+    assert report.reason == ls.INVALID_JOINT_STATE
+    assert bench.loop.mode.fault == ls.STOP_REQUESTED
+
+
+def test_instructions_change_in_any_state(bench: Bench) -> None:
+    bench.run(20)
+    bench.loop.set_instruction("lift the blue block")
+    bench.run(10)
+    bench.loop.pause()
+    bench.run(10)
+    bench.loop.set_instruction("lift the green block")
+    bench.run(10)
+    bench.loop.resume()
+    bench.run(10)
+    assert [o.instruction.split()[2] for o in bench.asked] == ["red", "blue", "green"]
+
+
+@pytest.mark.parametrize(("ahead_ms", "mode"), [(0, ls.RUNNING), (390, ls.RUNNING), (1000, ls.STOPPED)])
+def test_a_late_tick_is_no_jump_of_the_clock(bench: Bench, ahead_ms: int, mode: ls.State) -> None:
+    bench.run(20)
+    bench.now_ns += ahead_ms * MS
+    assert bench.run(1)[0].mode == mode
+
+
+def test_the_same_image_is_no_fault_for_an_arm_at_rest_or_without_that_deadline(arm: Arm) -> None:
+    class Still(Bench):
+        def images(self) -> Mapping[str, NDArray[np.uint8]]:
+            return {name: np.zeros((4, 4, 3), np.uint8) for name in FR3.cameras}
+
+        def poll(self, now_ns: int) -> ActionChunk | None:
+            answer = super().poll(now_ns)
+            return None if answer is None else replace(answer, actions=answer.actions * np.float32(self.speed))
+
+        speed = 0.0
+
+    still = Still(arm)
+    assert {r.mode for r in still.run(300)[5:]} == {ls.RUNNING}
+    still.speed = 1.0
+    assert still.run(200)[-1].reason == ls.FROZEN_IMAGE
+    lenient = Still(arm, LoopLimits(frozen_s=math.inf))
+    lenient.speed = 1.0
+    assert lenient.run(200)[-1].reason is None
+
+
+def test_stamps_that_cannot_be_read_are_a_camera_that_fails(bench: Bench) -> None:
+    bench.run(20)
+    bench.stamps_raise = True
+    report = bench.run(40)[-1]
+    assert (report.mode, report.reason, str(report.error)) == (ls.HOLDING, ls.OBSERVATION_FAILED, "the driver is gone")
+    assert not report.command.dq.any()
+    bench.stamps_raise = False
+    assert bench.run(20)[-1].reason is None
+
+
+def test_settings_out_of_range_are_refused(arm: Arm, bench: Bench) -> None:
+    for period_s in (0.0201, 0.0019, 0.0, math.nan):
+        with pytest.raises(ValueError, match="50"):
+            ControlLoop(bench, arm, FR3.action, period_s=period_s)
+    for period_s in (0.02, 0.002):
+        ControlLoop(bench, arm, FR3.action, period_s=period_s)
+    with pytest.raises(ValueError, match="camera_age_s must be positive, is 0"):
+        LoopLimits(camera_age_s=0.0)
