@@ -17,9 +17,10 @@ from volar.robots.body import Body, ChunkSource, JointCommand, JointState
 from volar.robots.chunk_buffer import ChunkBuffer
 from volar.robots.contract import PolicyContract, require
 from volar.robots.follower import Follower
-from volar.robots.interface import ActionChunk, Observation, Policy
+from volar.robots.interface import ActionChunk, ActionPrefix, Observation, Policy, PrefixPolicy
 from volar.robots.kinematics import Arm, Pose
 from volar.robots.loop_state import LoopState, State
+from volar.robots.rolling_percentile import RollingPercentile
 from volar.robots.safety import SafetyFilter
 from volar.robots.watchdogs import LoopLimits, Watchdogs
 
@@ -27,6 +28,8 @@ Vector = NDArray[np.float64]
 
 NOT_FOLLOWED: Final = "chunk_while_not_running"  # a chunk that came while the loop was paused or stopped; dropped
 MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 500.0  # below, braking distances grow; above, Python does not keep the period
+# Of the latest latencies: what the prefix is frozen for. A chunk later than that loses its first actions, as ever.
+FROZEN_PERCENT: Final = 95.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class ControlLoop:
     Chunks come from `source`, asked every `execute_steps` actions, or are pushed by the caller
     (`push`). `cameras`: the images an observation carries, None for all the body has.
     Call `reset` first, then `tick` each period; `pause`, `resume`, `stop`, `recover` at any time, from any thread:
-    the next tick answers them. Raises `ValueError` naming a setting that is out of range.
+    the next tick answers them. `latency_s`: of the latest chunks, from their stamp until they came [s].
+    Raises `ValueError` naming a setting that is out of range.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class ControlLoop:
         self.limits = limits or LoopLimits()
         self.instruction = ""
         self.mode = LoopState()
+        self.latency_s = RollingPercentile()
         self._source, self._cameras = source, cameras
         self._interval_ns = round(execute_steps * 1e9 / action.rate_hz)
         self._buffer = ChunkBuffer(action, blend_s)
@@ -139,7 +144,7 @@ class ControlLoop:
         self._safety.reset(state.q, state.gripper_width_m)
         self.mode.reset()
         self._watch.reset(now_ns)
-        self._buffer.clear()
+        self.latency_s.clear()
         self._start_anew(now_ns)
         self._follower.target = self._safety.pose
         self._width_m = state.gripper_width_m
@@ -243,13 +248,24 @@ class ControlLoop:
                 fault, observation = self._observe(self._source, state, now_ns)
                 failing = ls.POLICY_FAILED
                 if observation is not None:
-                    self._source.submit(observation)
+                    self._submit(self._source, observation)
                     self._observed_ns = self._submitted_ns = now_ns
             chunk = self._source.poll(now_ns)
-            refused = None if chunk is None else self.push(chunk, now_ns)
+            refused = None
+            if chunk is not None:
+                self.latency_s.add((now_ns - chunk.stamp_ns) / 1e9)
+                refused = self.push(chunk, now_ns)
         except Exception as error:  # cameras and policies are others' code; the arm has to stop whatever they raise
             return _Exchange(fault or failing, observation, error=error)
         return _Exchange(fault, observation, chunk, refused)
+
+    def _submit(self, source: ChunkSource, observation: Observation) -> None:
+        if getattr(source, "takes_prefix", False):
+            duration_s = self.latency_s.at(FROZEN_PERCENT) or 0.0
+            prefix = self._buffer.freeze(observation.stamp_ns, max(0.0, duration_s))
+            source.submit_after(observation, prefix)  # type: ignore[attr-defined]
+        else:
+            source.submit(observation)
 
     def _due(self, source: ChunkSource, now_ns: int) -> bool:
         """True when a chunk should be asked for; half a period early rather than a period late."""
@@ -306,6 +322,16 @@ class InProcessSource:
 
     def submit(self, observation: Observation) -> None:
         self._chunk = self.policy.predict(observation)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """True when the policy continues from what is executed meanwhile."""
+        return isinstance(self.policy, PrefixPolicy)
+
+    def submit_after(self, observation: Observation, prefix: ActionPrefix) -> None:
+        """As `submit`, for a `PrefixPolicy`."""
+        assert isinstance(self.policy, PrefixPolicy)
+        self._chunk = self.policy.predict_after(observation, prefix)
 
     def poll(self, now_ns: int) -> ActionChunk | None:
         if self._chunk is None:

@@ -56,6 +56,15 @@ class ActionChunk:
             raise ValueError(f"dt_s must be positive, is {self.dt_s}")
 
 
+@dataclass(frozen=True)
+class ActionPrefix:
+    """What the arm will do from an observation's stamp on if nothing new comes: `actions` float32 (R, A), one each
+    `dt_s` of the chunk that answers it; the first `frozen` of them are executed whatever that chunk says."""
+
+    actions: NDArray[np.float32]
+    frozen: int
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Anything that maps observations to action chunks under a contract."""
@@ -66,3 +75,10 @@ class Policy(Protocol):
     def reset(self, seed: int) -> None: ...
 
     def predict(self, observation: Observation) -> ActionChunk: ...
+
+
+@runtime_checkable
+class PrefixPolicy(Policy, Protocol):
+    """A policy whose chunks continue from what is being executed meanwhile (real-time chunking)."""
+
+    def predict_after(self, observation: Observation, prefix: ActionPrefix) -> ActionChunk: ...

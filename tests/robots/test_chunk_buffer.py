@@ -110,6 +110,85 @@ def test_negative_blend_is_refused() -> None:
         ChunkBuffer(SPEC, blend_s=-1.0)
 
 
+def test_a_third_chunk_during_a_blend_makes_no_jump() -> None:
+    buffer = ChunkBuffer(SPEC, blend_s=0.1)
+    buffer.push(chunk(0.0), 0)
+    buffer.push(chunk(0.5, stamp_ns=10 * MS), 50 * MS)
+    before = x(buffer, 80 * MS)
+    assert before == pytest.approx(0.7 * 0.0 + 0.3 * 0.5)
+    buffer.push(chunk(-0.5, stamp_ns=20 * MS), 80 * MS)
+    assert x(buffer, 80 * MS) == before
+    assert x(buffer, 90 * MS) == pytest.approx(0.9 * (0.4 * 0.5) + 0.1 * -0.5)
+    assert x(buffer, 180 * MS) == pytest.approx(-0.4)  # its second action, alone
+
+
+def test_a_late_answer_to_an_earlier_question_is_refused() -> None:
+    buffer = ChunkBuffer(SPEC, blend_s=0.0)
+    buffer.push(chunk(0.3, stamp_ns=100 * MS), 150 * MS)
+    assert buffer.push(chunk(0.9, stamp_ns=50 * MS), 160 * MS) == chunk_buffer.OLDER
+    assert buffer.push(chunk(0.9, stamp_ns=100 * MS), 160 * MS) == chunk_buffer.DUPLICATE
+    assert x(buffer, 160 * MS) == pytest.approx(0.3)
+
+
+def test_after_a_start_only_answers_to_later_questions_count() -> None:
+    buffer = ChunkBuffer(SPEC)
+    buffer.clear(since_ns=100 * MS)
+    assert buffer.push(chunk(0.3, stamp_ns=99 * MS), 110 * MS) == chunk_buffer.RETIRED
+    assert buffer.push(chunk(0.3, stamp_ns=100 * MS), 110 * MS) is None
+
+
+def test_the_frozen_prefix_is_executed_whatever_comes() -> None:
+    """Asked at 150 ms, expected 120 ms later: two whole actions from then on stay, the blend begins after them."""
+    buffer = ChunkBuffer(SPEC, blend_s=0.1)
+    buffer.push(chunk(0.0, steps=6), 0)
+    prefix = buffer.freeze(150 * MS, 0.12)
+    assert prefix.frozen == 2
+    np.testing.assert_allclose(prefix.actions[:, 0], [0.1, 0.2, 0.3, 0.4, 0.5], atol=1e-6)
+    assert buffer.push(chunk(-1.0, stamp_ns=150 * MS, steps=8), 200 * MS) is None
+    for i, expected in enumerate(prefix.actions[:2]):
+        assert x(buffer, 150 * MS + i * STEP_NS) == pytest.approx(expected[0])
+    assert x(buffer, 349 * MS) == pytest.approx(0.3)
+    assert x(buffer, 350 * MS) == pytest.approx(0.3)
+    assert x(buffer, 400 * MS) == pytest.approx(0.5 * 0.4 + 0.5 * -0.8)
+    assert x(buffer, 450 * MS) == pytest.approx(-0.7)
+
+
+def test_a_chunk_that_waits_is_replaced_by_a_newer_one() -> None:
+    buffer = ChunkBuffer(SPEC, blend_s=0.0)
+    buffer.push(chunk(0.0, steps=6), 0)
+    buffer.freeze(100 * MS, 0.2)
+    buffer.push(chunk(-1.0, stamp_ns=100 * MS), 110 * MS)
+    buffer.push(chunk(0.7, stamp_ns=120 * MS), 130 * MS)
+    assert x(buffer, 299 * MS) == pytest.approx(0.2)
+    assert x(buffer, 320 * MS) == pytest.approx(0.9)
+
+
+def test_a_prefix_ends_with_what_is_there() -> None:
+    buffer = ChunkBuffer(SPEC)
+    assert buffer.freeze(0, 1.0).actions.shape == (0, 7)
+    buffer.push(chunk(0.0, steps=2), 0)
+    prefix = buffer.freeze(50 * MS, 1.0)
+    assert (len(prefix.actions), prefix.frozen) == (2, 2)
+    buffer.push(chunk(0.5, stamp_ns=50 * MS, steps=5), 60 * MS)
+    assert x(buffer, 199 * MS) == pytest.approx(0.1)
+    assert x(buffer, 200 * MS) == pytest.approx(0.6)  # nothing frozen is left, so not later
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(1, 120), st.floats(-1, 1), st.integers(5, 8), st.integers(0, 2)), max_size=10))
+def test_no_arrival_makes_a_jump(pushes: list[tuple[int, float, int, int]]) -> None:
+    """What is in force at the moment a chunk is spliced in is what was in force before."""
+    buffer, now_ns = ChunkBuffer(SPEC, blend_s=0.15), 10**9
+    for wait_ms, value, steps, frozen in pushes:
+        now_ns += wait_ms * MS
+        old = buffer.at(now_ns)
+        if frozen:
+            buffer.freeze(now_ns, 0.1 * (frozen - 1))
+        assert buffer.push(chunk(value, now_ns, steps), now_ns) is None
+        if old is not None:
+            assert x(buffer, now_ns) == pytest.approx(old[0], abs=1e-12)
+
+
 @settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 300), st.floats(-1, 1), st.integers(1, 6)), max_size=12),

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from volar.robots import chunk_buffer
 from volar.robots import loop_state as ls
 from volar.robots.body import JointCommand, JointState
-from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop, TickReport
+from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop, InProcessSource, TickReport
 from volar.robots.fr3 import FR3
-from volar.robots.interface import ActionChunk, Observation
+from volar.robots.interface import ActionChunk, ActionPrefix, Observation
 from volar.robots.kinematics import Arm
 from volar.robots.spec import RobotSpec
 from volar.robots.watchdogs import LoopLimits
@@ -228,3 +228,53 @@ def test_settings_out_of_range_are_refused(arm: Arm, bench: Bench) -> None:
         ControlLoop(bench, arm, FR3.action, period_s=period_s)
     with pytest.raises(ValueError, match="camera_age_s must be positive, is 0"):
         LoopLimits(camera_age_s=0.0)
+
+
+def test_a_policy_that_continues_is_told_what_is_executed_meanwhile(arm: Arm) -> None:
+    """Its chunks come after 50 ms, so the first action of its prefix is frozen once that is known."""
+
+    class Continues(Bench):
+        takes_prefix = True
+
+        def __init__(self, arm: Arm) -> None:
+            self.prefixes: list[ActionPrefix] = []
+            super().__init__(arm)
+
+        def submit_after(self, observation: Observation, prefix: ActionPrefix) -> None:
+            self.submit(observation)
+            self.prefixes.append(prefix)
+
+    bench = Continues(arm)
+    reports = bench.run(100)
+    assert bench.loop.latency_s.at(95) == pytest.approx(0.05)
+    assert [p.frozen for p in bench.prefixes] == [0, 1, 1]
+    assert [len(p.actions) for p in bench.prefixes] == [0, 4, 4]
+    assert {r.reason for r in reports[5:]} == {None}
+    for asked, prefix in zip(bench.asked[1:], bench.prefixes[1:], strict=True):
+        during = [r.action for r in reports if 0 <= r.stamp_ns - asked.stamp_ns < 100 * MS]
+        np.testing.assert_array_equal(np.float32(during), np.tile(prefix.actions[:1], (10, 1)))
+    bench.loop.reset(bench.now_ns)
+    assert len(bench.loop.latency_s) == 0
+
+
+def test_a_policy_in_this_process_gets_its_prefix() -> None:
+    class Follows:
+        contract = None
+
+        def reset(self, seed: int) -> None: ...
+
+        def predict(self, observation: Observation) -> ActionChunk:
+            return chunk(observation.stamp_ns)
+
+    class Continues(Follows):
+        def predict_after(self, observation: Observation, prefix: ActionPrefix) -> ActionChunk:
+            return ActionChunk(prefix.actions, observation.stamp_ns, 0.1)
+
+    assert not InProcessSource(Follows()).takes_prefix  # type: ignore[arg-type]
+    source = InProcessSource(Continues())  # type: ignore[arg-type]
+    assert source.takes_prefix
+    prefix = ActionPrefix(np.full((3, 7), 0.5, np.float32), 1)
+    source.submit_after(Observation({}, np.zeros(1, np.float32), "", 7), prefix)
+    answer = source.poll(7)
+    assert answer is not None
+    np.testing.assert_array_equal(answer.actions, prefix.actions)
