@@ -15,6 +15,7 @@ from volar.robots import loop_state as ls
 from volar.robots.action_space import ActionSpec
 from volar.robots.body import Body, ChunkSource, JointCommand, JointState
 from volar.robots.chunk_buffer import ChunkBuffer
+from volar.robots.collision import Box
 from volar.robots.contract import PolicyContract, require
 from volar.robots.follower import Follower
 from volar.robots.interface import ActionChunk, ActionPrefix, Observation, Policy, PrefixPolicy
@@ -72,7 +73,8 @@ class ControlLoop:
     """Runs one arm from action chunks, `1 / period_s` times a second, 50 to 500 Hz.
 
     Chunks come from `source`, asked every `execute_steps` actions, or are pushed by the caller
-    (`push`). `cameras`: the images an observation carries, None for all the body has.
+    (`push`). `cameras`: the images an observation carries, None for all the body has. `obstacles`: what the arm
+    must not touch, besides itself.
     Call `reset` first, then `tick` each period; `pause`, `resume`, `stop`, `recover` at any time, from any thread:
     the next tick answers them. `latency_s`: of the latest chunks, from their stamp until they came [s].
     Raises `ValueError` naming a setting that is out of range.
@@ -90,6 +92,7 @@ class ControlLoop:
         period_s: float = 0.01,
         blend_s: float = 0.1,
         limits: LoopLimits | None = None,
+        obstacles: tuple[Box, ...] = (),
     ) -> None:
         if execute_steps < 1:
             raise ValueError(f"execute_steps must be at least 1, is {execute_steps}")
@@ -97,13 +100,13 @@ class ControlLoop:
             raise ValueError(f"period_s must be from {1 / MAX_RATE_HZ} (500 Hz) to {1 / MIN_RATE_HZ}, is {period_s}")
         self.body, self.arm, self.action, self.period_s = body, arm, action, period_s
         self.limits = limits or LoopLimits()
-        self.instruction = ""
+        self.instruction = self._asked_for = ""
         self.mode = LoopState()
         self.latency_s = RollingPercentile()
         self._source, self._cameras = source, cameras
         self._interval_ns = round(execute_steps * 1e9 / action.rate_hz)
         self._buffer = ChunkBuffer(action, blend_s)
-        self._safety = SafetyFilter(arm, period_s)
+        self._safety = SafetyFilter(arm, period_s, obstacles=obstacles)
         self._follower = Follower(arm, action, period_s, self.limits)
         self._watch = Watchdogs(body, self.limits, () if source is None else cameras)
         self._observed_ns: int | None = None
@@ -120,6 +123,7 @@ class ControlLoop:
         period_s: float = 0.01,
         blend_s: float = 0.1,
         limits: LoopLimits | None = None,
+        obstacles: tuple[Box, ...] = (),
     ) -> "ControlLoop":
         """The loop a policy's contract asks for. Raises `ContractError` when it does not fit the body."""
         require(contract, body.spec)
@@ -133,6 +137,7 @@ class ControlLoop:
             period_s=period_s,
             blend_s=blend_s,
             limits=limits,
+            obstacles=obstacles,
         )
 
     def reset(self, now_ns: int) -> None:
@@ -151,8 +156,7 @@ class ControlLoop:
 
     def set_instruction(self, text: str) -> None:
         """What to do from now on, in any state; the policy is asked again at the next tick it is free."""
-        if text != self.instruction:
-            self.instruction, self._observed_ns = text, None
+        self.instruction = text
 
     def pause(self) -> None:
         """Brakes and rests until `resume`; the policy is not asked meanwhile."""
@@ -250,6 +254,7 @@ class ControlLoop:
                 if observation is not None:
                     self._submit(self._source, observation)
                     self._observed_ns = self._submitted_ns = now_ns
+                    self._asked_for = observation.instruction
             chunk = self._source.poll(now_ns)
             refused = None
             if chunk is not None:
@@ -271,7 +276,9 @@ class ControlLoop:
         """True when a chunk should be asked for; half a period early rather than a period late."""
         if source.pending:
             return False
-        return self._observed_ns is None or now_ns + self.period_s * 5e8 >= self._observed_ns + self._interval_ns
+        if self._observed_ns is None or self.instruction != self._asked_for:
+            return True
+        return now_ns + self.period_s * 5e8 >= self._observed_ns + self._interval_ns
 
     def _observe(self, source: ChunkSource, state: JointState, now_ns: int) -> tuple[str | None, Observation | None]:
         """A fault of the images, or the observation if one is due. A camera that seems frozen is looked at anyway."""

@@ -24,8 +24,10 @@
     clock_jump            time went back, or forwards by more than `clock_jump_s`            stopped    recover
     stop_requested        `stop` was called                                                  stopped    recover
 
-A chunk with a NaN is refused (`chunk_non_finite`): the arm follows the one it has, then holds. Braking begins in the
-tick that finds the fault, which is the first one after its deadline, and is the safety filter's: within every limit.
+What the safety filter turns down (`workspace`, `collision`) changes no state: the arm brakes, and follows again as
+soon as an action leads elsewhere. A chunk with a NaN is refused (`chunk_non_finite`): the arm follows the one it has,
+then holds. Braking begins in the tick that finds the fault, which is the first one after its deadline, and is the
+safety filter's: within every limit.
 """
 
 from collections import deque

@@ -7,6 +7,7 @@ Commands are samples of one twice differentiable trajectory, so finite differenc
 third are averages of its derivatives and obey the same limits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.body import JointCommand
+from volar.robots.collision import MARGIN_M, Box, CollisionGuard
 from volar.robots.errors import VolarError
 from volar.robots.kinematics import Arm, Pose
 
@@ -23,6 +25,7 @@ Vector = NDArray[np.float64]
 NO_TARGET: Final = "no_target"
 NON_FINITE_TARGET: Final = "target_non_finite"
 WORKSPACE: Final = "workspace"
+COLLISION: Final = "collision"
 
 # Share of each limit that is used. The rest absorbs rounding and libfranka's own tolerance of 1e-3.
 LIMIT_SHARE: Final = 0.95
@@ -65,10 +68,18 @@ class SafetyFilter:
     """Turns targets into commands of one robot, one call of `step` a control period.
 
     Position limits are those of `RobotSpec` less `margin_rad`. The workspace box holds for the whole way
-    on which the arm would come to rest, so a motion that cannot stop inside it is never begun.
+    on which the arm would come to rest, so a motion that cannot stop inside it is never begun. Nor is one on which
+    the arm would come nearer than `collision_margin_m` to itself or to an obstacle, or nearer still.
     """
 
-    def __init__(self, arm: Arm, period_s: float, margin_rad: float = 0.01) -> None:
+    def __init__(
+        self,
+        arm: Arm,
+        period_s: float,
+        margin_rad: float = 0.01,
+        obstacles: Iterable[Box] = (),
+        collision_margin_m: float = MARGIN_M,
+    ) -> None:
         import ruckig
 
         if not period_s > 0:
@@ -78,6 +89,7 @@ class SafetyFilter:
         self._low = np.array(self.spec.position_min) + margin_rad
         self._high = np.array(self.spec.position_max) - margin_rad
         self._acceleration = LIMIT_SHARE * np.array(self.spec.acceleration_max)
+        self._guard = CollisionGuard(arm.spec, obstacles, collision_margin_m)
         self._box = np.array(self.spec.workspace_low), np.array(self.spec.workspace_high)
         self._otg = ruckig.Ruckig(self.spec.joints, period_s)
         self._trajectory = ruckig.Trajectory(self.spec.joints)
@@ -133,12 +145,12 @@ class SafetyFilter:
         else:
             # Joints speed up each for itself, so near the border even a way inwards can begin across it. From rest they
             # can all move in proportion, straight in joint space: without it the arm would stay there for ever.
-            reason = WORKSPACE
             for settings in (self._move, self._straight) if self.at_rest else (self._move,):
                 following = self._towards(state, q_target, settings)
                 pose = self._arm.forward(np.array(following.q))
-                if not self._leaves_box(following, pose):
-                    self._state, self._pose, reason = following, pose, None
+                reason = self._unsafe(following, pose)
+                if reason is None:
+                    self._state, self._pose = following, pose
                     break
         if reason is not None:
             self._state = self._braked(state)
@@ -208,19 +220,24 @@ class SafetyFilter:
                 return True
         return False
 
-    def _leaves_box(self, following: _State, pose: Pose) -> bool:
-        """True when following would bring the arm out of the box, or further out, before it can stop."""
+    def _unsafe(self, following: _State, pose: Pose) -> str | None:
+        """Why not to follow: the arm would leave the box, or further, or touch something before it can stop."""
         allowed_m = self._outside_m(self.pose) + 1e-9
         if self._outside_m(pose) > allowed_m:
-            return True
+            return WORKSPACE
         q = np.array(following.q)
         stop = np.array(self._sample(self._brake, following, None).q)
         # Farther from the border than any joint can carry the site while braking: no need to look closer.
-        if self._depth_m(pose) > float(np.abs(stop - q).sum()) * self._reach_m + BRAKING_SLACK_M:
-            return False
+        within = self._depth_m(pose) > float(np.abs(stop - q).sum()) * self._reach_m + BRAKING_SLACK_M
+        near = self._guard.near(q, stop)
+        if within and not near.size:
+            return None
         duration_s = self._trajectory.duration  # joints brake each for itself, so the path is curved
-        path = [self._trajectory.at_time(share * duration_s)[0] for share in BRAKING_SAMPLES]
-        return max(self._outside_m(self._arm.forward(np.array(q))) for q in path) > allowed_m
+        path = [np.array(self._trajectory.at_time(share * duration_s)[0]) for share in BRAKING_SAMPLES]
+        if not within and max(self._outside_m(self._arm.forward(q)) for q in path) > allowed_m:
+            return WORKSPACE
+        every_second = (q, *path[1::2])  # shapes that are larger than the links forgive more than the box does
+        return COLLISION if near.size and self._guard.touching(near, self.q, every_second) else None
 
     def _depth_m(self, pose: Pose) -> float:
         """Distance to the nearest side of the box, negative outside."""
