@@ -152,8 +152,15 @@ def _artifact(path: Path) -> Path:
 
 
 def _periods_per_action(rate_hz: float, action_rate_hz: float, timestep_s: float) -> int:
-    """Control periods in one action. Raises `UsageError` where that, or the physics steps in a period, is not whole."""
-    periods, steps = rate_hz / action_rate_hz, 1.0 / (rate_hz * timestep_s) if rate_hz > 0 else 0.0
+    """Control periods in one action.
+
+    Raises `UsageError` where that, or the physics steps in a period, is not whole, or the rate out of range.
+    """
+    from volar.robots.control_loop import MAX_RATE_HZ, MIN_RATE_HZ
+
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise UsageError(f"rate_hz={rate_hz:g} must be from {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz")
+    periods, steps = rate_hz / action_rate_hz, 1.0 / (rate_hz * timestep_s)
     if round(periods) < 1 or abs(periods - round(periods)) > 1e-9 or abs(steps - round(steps)) > 1e-6:
         raise UsageError(
             f"rate_hz={rate_hz:g} must be a multiple of the action rate {action_rate_hz:g} Hz and divide the physics' "

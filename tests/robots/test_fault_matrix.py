@@ -222,7 +222,7 @@ def still(reports: list[TickReport]) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_fault(arm: Arm, case: Case) -> None:
     rng = np.random.default_rng([CASES.index(case), 4])
-    rig = Rig(arm, (100, 50, 200)[case.time])
+    rig = Rig(arm, (100, 50, 500)[case.time])
     bring_into(rig, case.state, rng)
     state, named = case.ends_in
     rig.inject(case.fault)

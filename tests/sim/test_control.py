@@ -166,6 +166,9 @@ def test_a_short_run_leaves_its_figures(config: ControlConfig, tmp_path: Path) -
         ({"instruction": "set the red cube down on the big plate please"}, UsageError, "no task is known"),
         ({"instruction": "please do lift up the red block now", "task": "lift"}, TokenizerError, "at most 7"),
         ({"rate_hz": 33.0}, UsageError, "rate_hz=33"),
+        ({"rate_hz": 60.0}, UsageError, "rate_hz=60"),
+        ({"rate_hz": 0.0}, UsageError, "rate_hz=0 must be from 50 to 500"),
+        ({"rate_hz": 1000.0}, UsageError, "rate_hz=1000 must be from 50 to 500"),
     ],
 )
 def test_refusals(config: ControlConfig, changes: dict[str, Any], error: type[VolarError], says: str) -> None:
