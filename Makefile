@@ -68,7 +68,7 @@ demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy in
 	$(call show, volar-doctor timer_seconds=0)
 	$(call show, volar-export output=$(OUT)/artifact overwrite=true)
 	$(call show, volar-control policy=$(OUT)/artifact robot=sim/fr3 instruction="lift the red block" output=$(OUT)/control overwrite=true)
-	$(call show, volar-evaluate policy=$(OUT)/artifact suite=tabletop episodes=10 output=$(OUT)/evaluation overwrite=true)
+	$(call show, volar-evaluate policy=$(OUT)/artifact suite=tabletop episodes=5 output=$(OUT)/evaluation overwrite=true)
 else
 demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy instead of training
 	$(call show, volar-doctor timer_seconds=0)

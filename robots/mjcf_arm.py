@@ -49,6 +49,18 @@ def with_asset(robot: RobotSpec, asset: str) -> RobotSpec:
     return with_mjcf(robot, Path(asset.removeprefix(SCHEME)))
 
 
+def asset_fingerprint(robot: RobotSpec) -> str:
+    """What tells a robot's model from others, meshes and all: 12 digits of the compiled model's hash."""
+    import hashlib
+
+    import mujoco
+
+    model = standalone(robot)
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return hashlib.sha256(buffer.tobytes()).hexdigest()[:12]
+
+
 def with_mjcf(robot: RobotSpec, path: Path) -> RobotSpec:
     """The robot with the user's model in place of its primitives; `path`: an MJCF file, or a folder with one.
 

@@ -145,6 +145,8 @@ class BatchEnv:
         data = self._world.data
         found = np.zeros(self.simulations, bool)
         for i in np.flatnonzero(~self.diverged):
+            if (places := self._batch.expanded("body_pos")) is not None:  # of the robot's base, by `table_height`
+                self._model.body_pos[:] = places[i]
             data.qpos[:] = self._qpos[i]
             data.mocap_pos[:], data.mocap_quat[:] = self._mocap_pos[i], self._mocap_quat[i]
             mujoco.mj_kinematics(self._model, data)

@@ -29,10 +29,12 @@ def episode_seed(seed: int, task: str, index: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), index]).generate_state(1)[0])
 
 
-def world_for(task: str, robot: str, contract: PolicyContract, randomization: str = "none") -> TaskWorld:
+def world_for(
+    task: str, robot: str, contract: PolicyContract, randomization: str = "none", world_seed: int = 0
+) -> TaskWorld:
     """The task's world with the cameras, in name and size, that the policy wants."""
     sizes = {camera.name: (camera.width, camera.height) for camera in contract.cameras}
-    return TaskWorld(task, robot, sizes, randomization=randomization)
+    return TaskWorld(task, robot, sizes, randomization=randomization, world_seed=world_seed)
 
 
 class ClosedLoop:
@@ -50,8 +52,9 @@ class ClosedLoop:
         latency_s: float = 0.0,
         randomization: str = "none",
         max_steps: int | None = None,
+        world_seed: int = 0,
     ) -> None:
-        self.world = world_for(task, robot, policy.contract, randomization)
+        self.world = world_for(task, robot, policy.contract, randomization, world_seed)
         self.max_steps = max_steps or self.world.task.max_steps
         self.trace = Trace()
         self._source = InProcessSource(policy, latency_s)
@@ -66,7 +69,8 @@ class ClosedLoop:
             ),  # randomization repeats images, delays commands
         )
         self._ticks = round(1.0 / (policy.contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
-        self._premises: dict[int, str] = {}  # seed -> what is wrong with it; the conditions share scenes
+        # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.
+        self._premises: dict[int, tuple[str, Mapping[str, Any]]] = {}
 
     def run(
         self,
@@ -87,13 +91,11 @@ class ClosedLoop:
         """
         check_condition(condition)
         self.trace = Trace()
-        if draws is None and seed not in self._premises:
-            self._premises[seed] = broken_premise(self.world, seed)
         episode = _Episode(self.world, self.trace)
-        if draws is None and self._premises[seed]:
-            return episode.record(index, seed, condition, "", invalid=self._premises[seed])
         instruction = ""
         try:
+            if draws is None and (wrong := self._premise(seed)):
+                return episode.record(index, seed, condition, "", invalid=wrong)
             instruction = self._start(seed, condition, draws)
             episode.begin()
             after_step(self.world)
@@ -113,6 +115,14 @@ class ClosedLoop:
     def close(self) -> None:
         """Frees the renderer."""
         self.world.close()
+
+    def _premise(self, seed: int) -> str:
+        """What is wrong with the seed's scene, or an empty string. Raises what its simulation raises."""
+        if seed not in self._premises:
+            wrong = broken_premise(self.world, seed)
+            self._premises[seed] = wrong, self.world.draws
+        wrong, self.world.draws = self._premises[seed]
+        return wrong
 
     def _start(self, seed: int, condition: str, draws: Mapping[str, Any] | None) -> str:
         self.world.reset(seed, draws)

@@ -19,7 +19,7 @@ from volar.robots.command_line import run
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.spec import load_robot, robot_name
-from volar.sim.randomization import check_name, fingerprint
+from volar.sim.randomization import Randomization, fingerprint
 from volar.sim.worker_pool import worker_pool
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class CollectConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, is {getattr(self, name)}")
-        check_name(self.randomization)
+        Randomization.of(self.randomization)
         if self.image_size % PATCHES:
             raise UsageError(
                 f"image_size={self.image_size} is no multiple of {PATCHES}: the network cuts images into "
@@ -139,7 +139,10 @@ def collect_demonstrations(config: CollectConfig, workers: int) -> None:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+    from volar.sim.randomizer import require_possible
+
     tasks = config.task_names
+    require_possible((config.randomization,), tasks, robot_name(config.robot, config.asset))
     writer = _writer(config, tasks)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -169,7 +172,9 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
     if config.randomization != "none":
         source["randomization"] = fingerprint(config.randomization)
     if config.asset:
-        source["asset"] = config.asset
+        from volar.robots.mjcf_arm import asset_fingerprint
+
+        source["asset"] = f"{config.asset} {asset_fingerprint(load_robot(robot_name(config.robot, config.asset)))}"
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, config.contract, source)
         if writer.episodes > config.episodes:
@@ -223,5 +228,5 @@ def _maker(config: CollectConfig, task: str) -> "DemonstrationMaker":
     from volar.sim.world import StepDriver, TaskWorld
 
     robot = robot_name(config.robot, config.asset)
-    world = TaskWorld(task, robot, config.cameras, config.image_size, config.randomization)
+    world = TaskWorld(task, robot, config.cameras, config.image_size, config.randomization, world_seed=config.seed)
     return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise))

@@ -8,7 +8,7 @@ policies, or the tasks of a suite, are corrected for their number (Holm).
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def _main(config: CompareConfig) -> None:
 
 def main(argv: list[str]) -> int:
     """Bare words are evaluations, however many; the rest is key=value as for every verb."""
-    bare = [word for word in argv if "=" not in word and not word.startswith("-")]
+    settings = tuple(f"{item.name}=" for item in fields(CompareConfig))
+    bare = [word for word in argv if not word.startswith(("-", *settings))]
     quoted = ["'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in bare]
     words = [word for word in argv if word not in bare] + ([f"evaluations=[{','.join(quoted)}]"] if bare else [])
     return run("volar-evaluate compare", CompareConfig, _main, doc=__doc__, examples=EXAMPLES, argv=words)

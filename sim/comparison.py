@@ -8,7 +8,7 @@ from volar.robots.errors import VolarError
 from volar.sim.paired_test import ALPHA, Pairs, episodes_needed, holm, mcnemar, paired_interval
 
 # What must be the same for two evaluations to have had the same episodes.
-_PAIRING = ("robot", "seed", "randomization", "max_steps")
+_PAIRING = ("robot", "asset", "seed", "randomization", "max_steps")
 Results = Mapping[str, Any]
 
 
@@ -122,7 +122,7 @@ def _confidence(p: float) -> str:
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Short names that tell evaluations apart: the last parts of their paths, as many as needed."""
-    folders = [path.parent if path.suffix == ".json" else path for path in paths]
+    folders = [path.parent if path.suffix == ".json" else path for path in map(Path.resolve, paths)]
     for count in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-count:]) for folder in folders]
         if len(set(names)) == len(names):

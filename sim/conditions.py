@@ -6,7 +6,7 @@ The same scenes are run under each condition, so that every one of them is paire
 from typing import TYPE_CHECKING
 
 from volar.robots.errors import Unknown, UsageError
-from volar.sim.randomization import PRESETS, check_name
+from volar.sim.randomization import PRESETS, Randomization
 
 if TYPE_CHECKING:
     from volar.sim.world import TaskWorld
@@ -48,7 +48,7 @@ def randomizations(text: str) -> tuple[str, ...]:
     """
     names = PRESETS if text == "all" else tuple(part.strip() for part in text.split(","))
     for name in names:
-        check_name(name)
+        Randomization.of(name)
         if names.count(name) > 1:
             raise UsageError(f"randomization={text} names {name} twice")
     return names

@@ -9,6 +9,7 @@ from volar.datasets.episode import Episode
 from volar.robots.errors import VolarError
 from volar.sim.scene import LABELLED_CAMERA
 from volar.sim.sim_robot import SimulationDiverged
+from volar.sim.tasks.layout import NoLayout
 from volar.sim.world import StepDriver
 
 
@@ -136,7 +137,7 @@ class DemonstrationMaker:
         for attempt in range(_ATTEMPTS):
             try:
                 episode = rollout(self.driver, demonstration_seed(run_seed, number, attempt), self.noise)
-            except SimulationDiverged:
+            except (SimulationDiverged, NoLayout):
                 continue
             if episode.success:
                 return episode

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from volar.robots.errors import VolarError
 from volar.robots.limit_margins import LimitMargins
 
 
@@ -63,14 +64,20 @@ def append_record(path: Path, record: EpisodeRecord) -> None:
 
 
 def read_records(path: Path) -> list[EpisodeRecord]:
-    """The records of an interrupted evaluation; a last line cut short is dropped from the file."""
+    """The records of an interrupted evaluation; a last line cut short is dropped from the file.
+
+    Raises `VolarError` naming any other line that cannot be read.
+    """
     if not path.is_file():
         return []
     records, whole = [], 0
-    for line in path.read_text().splitlines(keepends=True):
+    lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             records.append(EpisodeRecord.from_dict(json.loads(line)))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise VolarError(f"{path}, line {number} is no episode ({error}); give another output=") from error
             break
         whole += len(line.encode())
     os.truncate(path, whole)

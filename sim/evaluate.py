@@ -33,6 +33,7 @@ EXAMPLES = (
     "volar-evaluate compare runs/evaluation runs/other-evaluation",
     "volar-evaluate replay runs/evaluation/replays/lift_0007_standard.npz",
 )
+_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class EvaluateConfig:
     stop: Literal["never", "sequential"] = field(
         default="never", metadata={"help": "sequential: end each task as soon as its interval is within margin"}
     )
-    margin: float = field(default=0.1, metadata={"help": "for stop=sequential: half an interval; it errs in 5 %"})
+    margin: float | None = field(
+        default=None, metadata={"help": "for stop=sequential: half an interval, 0.1 by default; it errs in 5 %"}
+    )
     checkpoints: Literal["last", "all"] = field(
         default="last", metadata={"help": "all: every checkpoint of the training run too, for a learning curve"}
     )
@@ -82,8 +85,10 @@ class EvaluateConfig:
         for name in ("workers", "max_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 < self.margin < 0.5:
+        if self.margin is not None and not 0 < self.margin < 0.5:
             raise ValueError(f"margin={self.margin} must be between 0 and 0.5")
+        if self.margin is not None and self.stop != "sequential":
+            raise UsageError(f"margin={self.margin} is for stop=sequential")
         if self.resume and self.overwrite:
             raise ValueError("resume=true continues an evaluation, overwrite=true replaces it: give one")
         randomizations(self.randomization)
@@ -117,6 +122,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from volar.sim import evaluation, evaluation_folder, films
     from volar.sim.evaluation_plan import Plan
     from volar.sim.evaluation_progress import run_plan
+    from volar.sim.randomizer import require_possible
 
     tasks = _task_names(config)
     robot_with_asset = robot_name(config.robot, config.asset)
@@ -125,12 +131,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     contract = evaluation.read_contract(folder)
     require(contract, robot)
     identity = _identity(config, tasks, folder)
+    require_possible(config.randomizations, tasks, robot_with_asset)
     others = _other_checkpoints(config, identity["policy_sha256"])
     records = evaluation_folder.prepare(config.output, identity, config.resume, config.overwrite)
     bench = evaluation.Bench(
-        str(folder.resolve()), robot_with_asset, config.latency_ms / 1e3, config.randomizations[0], config.max_steps
+        policy=str(folder.resolve()),
+        robot=robot_with_asset,
+        latency_s=config.latency_ms / 1e3,
+        randomization=config.randomizations[0],
+        max_steps=config.max_steps,
+        world_seed=config.seed,
     )
-    margin = config.margin if config.stop == "sequential" else None
+    margin = (config.margin or _MARGIN) if config.stop == "sequential" else None
     plan = Plan(tasks, config.conditions, config.episodes, config.seed, config.output, margin)
     records = plan.own(run_plan(bench, plan, records, _workers(config)))
     _require_some(records)
@@ -159,12 +171,17 @@ def _task_names(config: EvaluateConfig) -> tuple[str, ...]:
 def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """What decides every episode, the policy by content; other settings only say which episodes there are."""
     from volar.robots.config_values import plain
+    from volar.robots.mjcf_arm import asset_fingerprint
+    from volar.robots.spec import load_robot, robot_name
     from volar.sim.evaluation import folder_sha256
-    from volar.sim.randomization import fingerprint
+    from volar.sim.randomization import PRESETS, fingerprint
 
-    settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "asset", "latency_ms", "max_steps")}
+    settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "latency_ms", "max_steps")}
+    model = asset_fingerprint(load_robot(robot_name(config.robot, config.asset))) if config.asset else None
+    files = {f"randomization {name}": fingerprint(name) for name in config.randomizations if name not in PRESETS}
     standard = fingerprint(config.randomizations[0])
-    return settings | {"randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
+    own = {"asset": model, "randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
+    return settings | own | files
 
 
 def _workers(config: EvaluateConfig) -> int:
@@ -197,7 +214,7 @@ def _results(
         "contract_sha256": contract.sha256,
         "suite": config.suite,
         "robot": config.robot,
-        "asset": config.asset,
+        "asset": f"{config.asset} {identity['asset']}" if config.asset else None,
         "seed": config.seed,
         "randomization": config.randomizations[0],
         "latency_ms": config.latency_ms,

@@ -19,9 +19,11 @@ from typing import Any
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.limit_margins import LimitMargins
+from volar.robots.spec import load_robot
 from volar.sim.closed_loop import ClosedLoop
 from volar.sim.conditions import randomization_of
 from volar.sim.episode_record import EpisodeRecord
+from volar.sim.randomization import fingerprint
 from volar.sim.replay_file import write_replay
 from volar.sim.trace import Trace
 from volar.sim.worker_pool import worker_pool
@@ -33,13 +35,15 @@ DIED = "the worker process died in this episode, twice"
 @dataclass(frozen=True)
 class Bench:
     """What a worker needs to run any episode: the policy's folder, the robot, the latency [s], the standard
-    condition's randomization, the longest episode in policy steps (None: the task's)."""
+    condition's randomization, the longest episode in policy steps (None: the task's), and the seed of what
+    randomization draws once for a world."""
 
     policy: str
     robot: str
     latency_s: float
     randomization: str = "none"
     max_steps: int | None = None
+    world_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def run_jobs(bench: Bench, jobs: Iterable[Job], workers: int) -> Iterator[Episod
     each alone in a process, and one that dies again is recorded as broken. Raises `VolarError` with the worker's
     reason when no episode can run there (no OpenGL, a damaged policy), or when `_DEATHS` in a row die.
     """
-    rest, suspects, deaths = iter(jobs), deque[Job](), 0
+    rest, suspects, dead = iter(jobs), deque[Job](), list[Job]()
     while True:
         alone = bool(suspects)
         source = _drained(suspects) if alone else rest
@@ -76,20 +80,19 @@ def run_jobs(bench: Bench, jobs: Iterable[Job], workers: int) -> Iterator[Episod
         with worker_pool(1 if alone else max(1, workers)) as pool:
             try:
                 for record in _fly(pool, bench, source, 1 if alone else 2 * workers, flying):
-                    deaths = 0
+                    yield from (_died(bench, job) for job in dead)  # others live: it was these episodes
+                    dead.clear()
                     yield record
                 if not alone:
-                    return
-                continue
+                    break
             except BrokenProcessPool:
                 if not alone:
                     suspects.extend(flying.values())
                     continue
-                deaths += 1
-                if deaths == _DEATHS:
+                dead.extend(flying.values())
+                if len(dead) == _DEATHS:
                     raise  # the pool says what can be done
-        for job in flying.values():
-            yield _died(bench, job)
+    yield from (_died(bench, job) for job in dead)
 
 
 def _drained(jobs: deque[Job]) -> Iterator[Job]:
@@ -153,10 +156,23 @@ def _with_replay(bench: Bench, job: Job, record: EpisodeRecord, trace: Trace) ->
         "latency_s": bench.latency_s,
         "randomization": bench.randomization,
         "max_steps": bench.max_steps,
+        "world_seed": bench.world_seed,
+        "fingerprints": fingerprints(bench, job.condition),
         "versions": versions(),
     }
     write_replay(Path(job.output) / name, facts, record, trace)
     return record
+
+
+def fingerprints(bench: Bench, condition: str) -> dict[str, str]:
+    """By content, the files beside the policy that an episode depends on."""
+    randomization = randomization_of(condition, bench.randomization)
+    found = {"randomization": fingerprint(randomization)}
+    if "+" in bench.robot:
+        from volar.robots.mjcf_arm import asset_fingerprint
+
+        found["asset"] = asset_fingerprint(load_robot(bench.robot))
+    return found
 
 
 def _film(loop: ClosedLoop, job: Job) -> EpisodeRecord:
@@ -181,7 +197,8 @@ def _closed_loop(bench: Bench, job: Job) -> ClosedLoop:
     if _current is None or _current[0] != key:
         if _current is not None:
             _current[1].close()
-        made = ClosedLoop(_policy(bench.policy), job.task, bench.robot, bench.latency_s, key[2], bench.max_steps)
+        policy, limits = _policy(bench.policy), (bench.max_steps, bench.world_seed)
+        made = ClosedLoop(policy, job.task, bench.robot, bench.latency_s, key[2], *limits)
         _current = key, made
     return _current[1]
 

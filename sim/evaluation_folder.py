@@ -26,11 +26,12 @@ def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: 
     settings = output / SETTINGS
     records: list[EpisodeRecord] = []
     if resume and settings.is_file():
-        before = json.loads(settings.read_text())
-        changed = [f"{key} was {before.get(key)}, is {now}" for key, now in identity.items() if before.get(key) != now]
+        before = _identity_of(settings)
+        both = {key: (before[key], now) for key, now in identity.items() if key in before}
+        changed = [f"{key} was {was}, is {now}" for key, (was, now) in both.items() if was != now]
         if changed:
             raise VolarError(f"{output} holds another evaluation ({'; '.join(changed)}); give another output=")
-        records = read_records(output / EPISODES)
+        records, identity = read_records(output / EPISODES), before | dict(identity)
     elif found and SETTINGS not in found:
         raise VolarError(f"output {output} holds something else ({', '.join(found[:4])}); give another output=")
     elif found and not overwrite:
@@ -43,8 +44,18 @@ def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: 
             path = output / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(identity, indent=1) + "\n")
+    write_whole(settings, json.dumps(identity, indent=1) + "\n")
     return records
+
+
+def _identity_of(settings: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(settings.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise VolarError(f"{settings} cannot be read ({error}); overwrite=true begins anew") from error
+    return found
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -32,7 +32,8 @@ class Order:
 
 def understand(instruction: str, task: str | None = None) -> Order:
     """The order behind an instruction: one of a task's phrasings, or, for a given `task`, any text that names one
-    colour (and a side, where the task has one). Raises `UsageError`, `Unknown`."""
+    colour, or two in the order of the task's phrasings (and a side, where the task has one). Raises `UsageError`,
+    `Unknown`."""
     words = " ".join(re.findall(r"[a-z0-9]+", instruction.lower()))
     names = [load_task(task).name] if task else list(TASKS)
     for name in names:
@@ -40,13 +41,15 @@ def understand(instruction: str, task: str | None = None) -> Order:
             if match := re.fullmatch(_pattern(template), words):
                 found = match.groupdict()
                 return Order(name, *(found.get(part) or "" for part in ("color", "side", "other")))
-    colors = [color for color in COLORS if color in words.split()]
+    colors = [word for word in words.split() if word in COLORS]
     sides = [side for side in SIDES if side in words.split()]
-    if task and len(colors) == 1 and len(sides) <= 1:
-        return Order(names[0], colors[0], sides[0] if sides else "")
+    wanted = 2 if "{other}" in TASKS[names[0]].templates[0] else 1
+    if task and len(colors) == wanted and len(sides) <= 1:
+        return Order(names[0], colors[0], sides[0] if sides else "", colors[1] if wanted == 2 else "")
     examples = "; ".join(TASKS[name].templates[0].format(color="red", side="left", other="blue") for name in names)
     if task:
-        raise UsageError(f"instruction {instruction!r} must name one block ({', '.join(COLORS)}), such as {examples!r}")
+        number = "one color" if wanted == 1 else "two colors"
+        raise UsageError(f"instruction {instruction!r} must name {number} ({', '.join(COLORS)}), such as {examples!r}")
     raise UsageError(f"no task is known for the instruction {instruction!r}; give task=... or say it like: {examples}")
 
 

@@ -5,11 +5,12 @@ from numpy.typing import NDArray
 
 from volar.sim.colors import COLORS
 from volar.sim.scene import SceneState
-from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks.layout import NoLayout
-from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
+from volar.sim.world import CONTROL_PERIOD_S, TASK_HZ, TaskWorld
 
-IDLE_PERIODS = 50  # control periods in which nothing may happen by itself
+IDLE_STEPS = 50  # policy steps, 5 s, in which nothing may happen by itself
+_PERIODS_A_STEP = round(1 / (TASK_HZ * CONTROL_PERIOD_S))
+_SETTLED_STEPS = 5
 MOVED_M = 0.005  # a thing that settles on the table moves by less
 TURNED = 0.02  # [m, rad], of a drawer or a knob
 _HIDDEN_BELOW_M = -0.15  # a thing that a task does not use is put under the table, where it may do what it likes
@@ -18,21 +19,25 @@ _HIDDEN_BELOW_M = -0.15  # a thing that a task does not use is put under the tab
 def broken_premise(world: TaskWorld, seed: int) -> str:
     """Why that seed's episode must not count, or an empty string. Leaves the world in some state: reset it.
 
-    The episode is placed and the arm holds still for `IDLE_PERIODS`: before and after, the task must not have
-    succeeded, and things must be where they were put. It depends on task, robot, randomization and seed alone.
+    The episode is placed and the arm holds still for `IDLE_STEPS`: meanwhile the task must not succeed, and after half
+    a second, before randomization pushes anything, things must be where they were put. It depends on task, robot,
+    randomization and seed alone. Raises `SimulationDiverged`: an unstable scene is a broken episode.
     """
     try:
         world.reset(seed)
-        before = world.state
-        if world.success():
-            return "the task has succeeded before anything moved"
-        for _ in range(IDLE_PERIODS):
-            world.advance(CONTROL_PERIOD_S)
-            if world.success():
-                return "the task succeeds by itself"
-    except (NoLayout, SimulationDiverged) as error:
+    except NoLayout as error:
         return str(error)
-    return _what_moved(before, world.state)
+    before = world.state
+    if world.success():
+        return "the task has succeeded before anything moved"
+    for step in range(1, IDLE_STEPS + 1):
+        for _ in range(_PERIODS_A_STEP):
+            world.advance(CONTROL_PERIOD_S)
+        if world.success():
+            return "the task succeeds by itself"
+        if step == _SETTLED_STEPS and (moved := _what_moved(before, world.state)):
+            return moved
+    return ""
 
 
 def _what_moved(before: SceneState, after: SceneState) -> str:

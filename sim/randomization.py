@@ -185,6 +185,18 @@ def _term(path: Path, raw: Any) -> Term:
         if key not in _KEYS:
             raise Unknown("key of a term", str(key), _KEYS)
     scope = raw.get("scope", "*")
+    for key, kind, value in (
+        (
+            "scope",
+            "a pattern or a list of them",
+            all(isinstance(s, str) for s in scope) if isinstance(scope, list) else isinstance(scope, str),
+        ),
+        ("interval_s", "a number", isinstance(raw.get("interval_s", 0.0), int | float)),
+        ("shared", "true or false", isinstance(raw.get("shared", False), bool)),
+        ("field", "a name", isinstance(raw["field"], str)),
+    ):
+        if not value:
+            raise UsageError(f"randomization {path}: {key} must be {kind}, is {raw[key]!r}")
     settings = {key: raw[key] for key in ("field", "mode", "operation", "shared", "interval_s") if key in raw}
     patterns = (scope,) if isinstance(scope, str) else tuple(scope)
     try:

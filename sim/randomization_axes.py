@@ -130,7 +130,7 @@ def _write_distractors(stage: "Stage", i: None, value: Vector) -> None:
 
 
 def _write_table_height(stage: "Stage", i: None, value: Vector) -> None:
-    stage.model.body_pos[stage.robot_base, 2] = -value[0]
+    stage.model.body_pos[stage.robot_base, 2] = stage.base_z_m - value[0]
 
 
 def _write_mass(stage: "Stage", i: int, value: Vector) -> None:
@@ -209,7 +209,8 @@ AXES: dict[str, Axis] = {
                              operations=("set",), low=0, high=MAX_DISTRACTORS, needs="distractors"),
     # How it moves
     "table_height": Axis("physics", "the table top above where the robot's base frame has it: the base stands lower",
-                         lambda stage, i: -stage.model.body_pos[stage.robot_base, [2]], _write_table_height,
+                         lambda stage, i: stage.base_z_m - stage.model.body_pos[stage.robot_base, [2]],
+                         _write_table_height,
                          unit="m", operations=("set",), low=-0.1, high=0.1),
     "friction": Axis("physics", "coefficient of sliding friction", lambda stage, i: stage.model.geom_friction[i, [0]],
                      lambda stage, i, value: stage.model.geom_friction.__setitem__((i, 0), value[0]), **_GEOMS, low=0),

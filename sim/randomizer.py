@@ -2,23 +2,25 @@
 
 import fnmatch
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.robots.errors import Unknown, VolarError
+from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.spec import load_robot
 from volar.sim import distractors, scene_variation
 from volar.sim.colors import COLORS
 from volar.sim.disturbed_robot import Disturbance
-from volar.sim.randomization import INTERVAL_DRAWS, Draws, Randomization, Term
+from volar.sim.props import PROPS
+from volar.sim.randomization import INTERVAL_DRAWS, PRESETS, Draws, Randomization, Term
 from volar.sim.randomization_axes import AXES
 from volar.sim.scene import BLOCK_HALF_M, Placement
 from volar.sim.scene_stage import Stage
 from volar.sim.table import table_of
+from volar.sim.tasks import load_task
 
 if TYPE_CHECKING:
     import mujoco
@@ -35,16 +37,20 @@ class Randomizer:
     """The scene of one world and what varies in it.
 
     `world_seed` decides the startup terms, an episode's seed all others; layouts come from elsewhere and never
-    change. Raises `Unknown` when a scope's pattern names nothing in this scene.
+    change. Raises `Unknown` when a scope's pattern names nothing in any task's scene, `UsageError` when a value would
+    leave its axis's range.
     """
 
     def __init__(self, randomization: Randomization, robot: str, props: tuple[str, ...], world_seed: int = 0) -> None:
         self.randomization = randomization
         self.stage = Stage(scene_variation.compiled(robot, props, randomization.needs), load_robot(robot))
+        self._robot = robot
         self._scale = table_of(self.stage.robot).scale
         # In the order of `AXES`, whatever the file's: a colour before its hue.
         self._terms = sorted(randomization.terms, key=lambda term: (_ORDER[term.field], term.key))
         self._elements = {term.key: self._scope(term) for term in self._terms}
+        for term in self._terms:
+            self._check_range(term)
         self._startup = {t.key: t.draw(world_seed, self._elements[t.key]) for t in self._terms if t.mode == "startup"}
         self._intervals = [term for term in self._terms if term.mode == "interval"]
         self._derived = any(term.axis.derived for term in self._terms)
@@ -135,7 +141,7 @@ class Randomizer:
     @property
     def base_height_m(self) -> float:
         """Of the robot's base frame above the table top's plane."""
-        return float(self.model.body_pos[self.stage.robot_base, 2])
+        return float(self.model.body_pos[self.stage.robot_base, 2]) - self.stage.base_z_m
 
     def _growth_m(self, color: str) -> float:
         """Of half an edge, table coordinates [m]."""
@@ -149,8 +155,27 @@ class Randomizer:
         named = term.axis.elements(self.stage)
         for pattern in term.scope:
             if not fnmatch.filter(named, pattern):
-                raise Unknown(f"scope of {term.field}", pattern, named)
+                every = term.axis.elements(self._with_all_props())  # a term about a drawer is idle where there is none
+                if not fnmatch.filter(every, pattern):
+                    raise Unknown(f"scope of {term.field}", pattern, every)
         return {name: i for name, i in named.items() if any(fnmatch.fnmatchcase(name, p) for p in term.scope)}
+
+    def _with_all_props(self) -> Stage:
+        return Stage(scene_variation.compiled(self._robot, tuple(PROPS), self.randomization.needs), self.stage.robot)
+
+    def _check_range(self, term: Term) -> None:
+        """What is added to or multiplied with the scene's own values must leave them possible. Raises `UsageError`."""
+        axis, support = term.axis, term.distribution.support
+        if support is None or term.operation == "set" or axis.part == "look":  # colours and lights are clipped
+            return
+        for name, i in self.elements(term).items():
+            base = np.asarray(axis.read(self.stage, i), np.float64)
+            ends = [base * bound if term.operation == "scale" else base + bound for bound in support]
+            if np.min(ends) < axis.low or np.max(ends) > axis.high:
+                raise UsageError(
+                    f"randomization {self.randomization.name}: {term.field} of {name} would be {np.min(ends):.4g} to "
+                    f"{np.max(ends):.4g} {axis.unit}, outside [{axis.low:.4g}, {axis.high:.4g}]"
+                )
 
     def _apply(self, term: Term, drawn: Any, before: Mapping[str, Any] | None = None) -> None:
         for name, i in self.elements(term).items():
@@ -175,3 +200,14 @@ class Randomizer:
                 f"missing {sorted(wanted - draws.keys())}, unknown {sorted(draws.keys() - wanted)}"
             )
         return dict(draws)
+
+
+def require_possible(randomizations: Sequence[str], tasks: Sequence[str], robot: str) -> None:
+    """Raises `Unknown` or `UsageError` for a file of terms that one of the tasks' scenes cannot have.
+
+    Before anything is written: what is wrong in it would otherwise show hours later. Presets are not looked at.
+    """
+    for name in randomizations:
+        if name not in PRESETS:
+            for props in {load_task(task).props for task in tasks}:
+                Randomizer(Randomization.of(name), robot, props)

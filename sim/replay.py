@@ -1,7 +1,8 @@
 """volar-evaluate replay: runs a broken episode again, bit for bit, and says whether it breaks again.
 
-The file is OUTPUT/replays/TASK_INDEX_CONDITION.npz of an evaluation. It holds everything but the policy: seed, what
-randomization drew, instruction, commands, the last second's states, and the traceback.
+The file is OUTPUT/replays/TASK_INDEX_CONDITION.npz of an evaluation. It holds seed, what randomization drew,
+instruction, commands, the last second's states and the traceback, and the hashes of the files that the episode depends
+on beside these: the policy, a YAML file of randomization, a user's robot model. Where one has changed it says so.
 """
 
 import tempfile
@@ -60,11 +61,18 @@ def replay(config: ReplayConfig) -> Verdict:
 
 def _again(config: ReplayConfig, before: "ReplayFile", folder: Path) -> Verdict:
     """The episode once more in a worker process, which may die of it."""
-    from volar.sim.evaluation import Bench, Job, run_jobs
+    from volar.sim.evaluation import Bench, Job, fingerprints, run_jobs
     from volar.sim.replay_file import read_replay
 
     facts, old = before.facts, before.record
-    bench = Bench(str(folder), facts["robot"], facts["latency_s"], facts["randomization"], facts["max_steps"])
+    settings = ("robot", "latency_s", "randomization", "max_steps", "world_seed")
+    bench = Bench(str(folder), **{name: facts[name] for name in settings})
+    now = fingerprints(bench, old.condition)
+    changed = [
+        f"{name} was {was}, is {now.get(name)}" for name, was in facts["fingerprints"].items() if now[name] != was
+    ]
+    if changed:
+        raise VolarError(f"what the episode depends on has changed: {'; '.join(changed)}")
     with tempfile.TemporaryDirectory() as output:
         video = "" if config.video is None else str(config.video)
         job = Job(old.task, old.condition, old.index, old.seed, video, output, old.draws or None)

@@ -19,8 +19,7 @@ def write_report(output: Path, results: Mapping[str, Any], contract: "PolicyCont
     title = f"Volar evaluation: {results['suite']}"
     parts = [
         f"<h1>{e(title)}</h1>",
-        f'<p class="soft">policy <code>{e(results["policy"])}</code> · robot {e(results["robot"])} · seed '
-        f"{results['seed']} · randomization {e(results['randomization'])} · latency {results['latency_ms']:g} ms</p>",
+        f'<p class="soft">policy <code>{e(results["policy"])}</code> · {e(_settings(results))}</p>',
         figures(results),
         success_section(results),
         randomization_section(results),
@@ -33,3 +32,14 @@ def write_report(output: Path, results: Mapping[str, Any], contract: "PolicyCont
         reproduction_section(results, contract),
     ]
     return write_whole(output / REPORT, page(f"{title}: {rate(results['overall'])}", parts))
+
+
+def _settings(results: Mapping[str, Any]) -> str:
+    """What the rates were measured under, in a line; usual settings are left out."""
+    said = [f"robot {results['robot']}"]
+    said += [f"model {results['asset']}"] if results.get("asset") else []
+    said += [f"seed {results['seed']}", f"randomization {results['randomization']}"]
+    said += [f"latency {results['latency_ms']:g} ms"]
+    said += [f"at most {results['max_steps']} steps"] if results.get("max_steps") else []
+    said += ["stopped sequentially"] if results.get("stop") == "sequential" else []
+    return " · ".join(said)

@@ -28,6 +28,9 @@ class Stage:
         self.sensing: dict[str, Any] = {}
         self.distractors = 0
         self.robot_base = int(self.model.body_rootid[self.model.site(robot.ee_site).bodyid[0]])
+        self.base_z_m = float(
+            self.model.body_pos[self.robot_base, 2]
+        )  # as compiled; a user's model may stand on a foot
         self._originals = {name: array.copy() for name, array in model_arrays(self.model).items()}
         self.restore()
 

@@ -80,6 +80,7 @@ class TaskWorld:
         Raises `NoLayout`, naming the seed, and `VolarError` for draws of another randomization.
         """
         rng = np.random.default_rng([seed, zlib.crc32(self.task.name.encode())])
+        self.draws = {}
         try:
             self.goal, placement = self.task.sample(rng, self.spec)
         except NoLayout as error:

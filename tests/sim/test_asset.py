@@ -43,3 +43,20 @@ def test_what_is_no_arm_of_that_kind_is_refused(tmp_path: Path) -> None:
         TaskWorld("lift", robot_name("fr3", f"menagerie:{written(tmp_path / 'arm.xml', 'ur5e')}"))
     with pytest.raises(UsageError, match="menagerie:PATH"):
         TaskWorld("lift", "fr3+arm.xml")
+
+
+def test_the_table_height_is_relative_to_a_users_base(tmp_path: Path) -> None:
+    """A model whose root stands on a foot keeps it."""
+    spec = mujoco.MjSpec()
+    load_robot("fr3").add_to(spec)
+    base = spec.body("fr3_link0")
+    base.pos, spec.body("fr3_link1").pos = [0, 0, 0.1], [0, 0, 0.233]
+    spec.compile()
+    path = tmp_path / "foot.xml"
+    path.write_text(str(spec.to_xml()))
+    plain, foot = (TaskWorld("lift", robot, (), randomization="dynamics") for robot in ("fr3", f"fr3+menagerie:{path}"))
+    for seed in range(2):
+        plain.reset(seed)
+        foot.reset(seed)
+        np.testing.assert_allclose(foot.state.tcp, plain.state.tcp, atol=1e-4)
+        np.testing.assert_allclose(foot.points(), plain.points(), atol=1e-4)

@@ -1,5 +1,8 @@
 """Batched simulations are the single ones, bit for bit, at any number of threads."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -126,3 +129,18 @@ def test_props_stand_where_the_layout_puts_them(task: str, robot: str) -> None:
             low, high = world.model.joint(joint).range
             env._qpos[i, world.model.joint(joint).qposadr[0]] = low if task == "press_button" else high
     assert env.success().tolist() == [task != "place_in"] * 2
+
+
+def test_success_is_judged_on_each_simulations_own_table(tmp_path: Path) -> None:
+    """Its height moves the robot's base in the model, of which each simulation has its own."""
+    heights = tmp_path / "heights.yaml"
+    heights.write_text("terms:\n  - {field: table_height, distribution: {uniform: [-0.1, 0.1]}}\n")
+    env = BatchEnv("reach", 4, randomization=str(heights))
+    state = env.reset((0, 1, 2, 3))
+    seen: list[np.ndarray] = []
+    task = env._world.task
+    env._world.task = SimpleNamespace(success=lambda state, goal: seen.append(state.tcp))  # type: ignore[assignment]
+    env.success()
+    env._world.task = task
+    np.testing.assert_allclose(seen, state.tcp, atol=1e-9)
+    assert np.ptp(state.tcp[:, 2]) > 0.02

@@ -12,6 +12,7 @@ import pytest
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import ExportedPolicy
 from volar.sim.closed_loop import ClosedLoop, episode_seed
+from volar.sim.episode_record import read_records
 from volar.sim.evaluate import EvaluateConfig, evaluate, main
 from volar.sim.evaluation import DIED, Bench, Job, _with_replay, run_jobs
 from volar.sim.replay import ReplayConfig, Verdict, replay
@@ -133,6 +134,7 @@ def test_workers_that_die_whatever_they_run_end_the_evaluation(policy: Path, con
     (policy / "config.json").write_text(json.dumps({"type": "mishaps", "ends": ends}))
     with pytest.raises(VolarError, match="a worker process died"):
         evaluate(replace(config, workers=2))
+    assert read_records(config.output / "episodes.jsonl") == []  # no episode is to blame; all will run again
 
 
 def test_diverged_physics_leave_a_file_that_plays_up_to_there(artifact_folder: Path, tmp_path: Path) -> None:

@@ -119,9 +119,12 @@ def test_every_phrasing_is_understood(name: str) -> None:
 def test_what_is_not_understood_is_refused_with_examples() -> None:
     with pytest.raises(UsageError, match="lift the red block"):
         understand("make coffee")
-    with pytest.raises(UsageError, match="must name one block"):
+    with pytest.raises(UsageError, match="must name one color"):
         understand("lift something", "lift")
     assert understand("hoist that yellow thing", "lift") == Order("lift", "yellow")
+    assert understand("red over blue, please", "stack") == Order("stack", "red", other="blue")
+    with pytest.raises(UsageError, match="must name two colors"):
+        understand("red, please", "stack")
     with pytest.raises(Unknown, match="reach"):
         understand("lift the red block", "lfit")
 

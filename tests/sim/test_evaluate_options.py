@@ -75,12 +75,12 @@ def test_an_evaluation_is_extended_without_repeating_anything(
     output = tmp_path / "longer"
     shutil.copytree(config.output, output)
     before = (output / "episodes.jsonl").read_text()
-    longer = evaluate(replace(config, output=output, stop="never", episodes=30, resume=True))
+    longer = evaluate(replace(config, output=output, stop="never", margin=None, episodes=30, resume=True))
     assert longer["tasks"]["reach"]["episodes"] == 30
     assert longer["tasks"]["reach"]["wilson95"] is not None
     assert longer["episodes"][:10] == results["episodes"][:10]
     assert (output / "episodes.jsonl").read_text().startswith(before)
-    shorter = evaluate(replace(config, output=output, stop="never", episodes=4, resume=True))
+    shorter = evaluate(replace(config, output=output, stop="never", margin=None, episodes=4, resume=True))
     assert shorter["overall"]["episodes"] == 8
 
 
@@ -121,7 +121,9 @@ def test_randomizations_are_named_one_by_one_or_all_at_once(tmp_path: Path) -> N
 
 
 def test_every_randomization_is_run_on_the_same_seeds(config: EvaluateConfig, tmp_path: Path) -> None:
-    plain = replace(config, tasks=("reach",), episodes=3, stop="never", randomization="all", output=tmp_path / "out")
+    plain = replace(
+        config, tasks=("reach",), episodes=3, stop="never", margin=None, randomization="all", output=tmp_path / "out"
+    )
     found = evaluate(plain)
     assert found["conditions"] == [conditions.under_randomization(name) for name in PRESETS[1:]]
     for key in found["conditions"]:
@@ -154,7 +156,9 @@ def training_run(artifact_folder: Path, tmp_path_factory: pytest.TempPathFactory
 def test_every_checkpoint_is_evaluated_on_the_same_episodes(
     training_run: Path, config: EvaluateConfig, tmp_path: Path
 ) -> None:
-    plain = replace(config, policy=training_run, tasks=("reach",), episodes=2, stop="never", checkpoints="all")
+    plain = replace(
+        config, policy=training_run, tasks=("reach",), episodes=2, stop="never", margin=None, checkpoints="all"
+    )
     found = evaluate(replace(plain, output=tmp_path / "out"))
     assert [point["step"] for point in found["learning_curve"]] == [100, 200, 1000]
     assert all(point["episodes"] == 2 for point in found["learning_curve"])

@@ -119,8 +119,8 @@ def test_looking_at_the_premise_changes_nothing_in_the_episode(
     artifact_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashes = []
-    for periods in (0, premise.IDLE_PERIODS, 3 * premise.IDLE_PERIODS):
-        monkeypatch.setattr(premise, "IDLE_PERIODS", periods)
+    for periods in (0, premise.IDLE_STEPS, 2 * premise.IDLE_STEPS):
+        monkeypatch.setattr(premise, "IDLE_STEPS", periods)
         loop = ClosedLoop(ExportedPolicy(artifact_folder), "reach", max_steps=3)
         hashes.append(loop.run(11).episode_sha256)
         loop.close()
