@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ from volar.robots.control_loop import ControlLoop, InProcessSource
 from volar.robots.interface import Policy
 from volar.robots.kinematics import Arm
 from volar.robots.limit_margins import MarginMeter
-from volar.robots.watchdogs import LoopLimits
 from volar.sim.conditions import STANDARD, check_condition, told
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.premise import broken_premise
@@ -59,14 +57,7 @@ class ClosedLoop:
         self.trace = Trace()
         self._source = InProcessSource(policy, latency_s)
         self._loop = ControlLoop.for_policy(
-            self.world.body,
-            Arm(self.world.spec),
-            policy.contract,
-            self._source,
-            period_s=CONTROL_PERIOD_S,
-            limits=LoopLimits(
-                frozen_s=math.inf, tracking_rad=math.inf
-            ),  # randomization repeats images, delays commands
+            self.world.body, Arm(self.world.spec), policy.contract, self._source, period_s=CONTROL_PERIOD_S
         )
         self._ticks = round(1.0 / (policy.contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
         # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.
