@@ -40,6 +40,7 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
     Action: float32 (7,), the robot's `ActionSpec`; executed through the control loop and the safety filter
     that a real arm has, in periods of 10 ms, `control_hz` times a second (the robot's own rate, 10, by default).
     Reward 1 on success, which terminates; `max_steps` truncates (the task's own by default, for as many seconds).
+    An arm that jams is stopped by the loop's guard as a real one is; `info["stopped"]` of `step` then names the fault.
     `randomization`: a preset's name, a YAML file's path or a `Randomization`; `info["draws"]` of `reset` is what it
     drew, and `reset(options={"draws": ...})` repeats that. `reset(seed)` alone determines the episode; without a
     seed, the next one is drawn from the environment's generator. `asset`: `menagerie:PATH`, your own model of the
@@ -103,7 +104,7 @@ class TabletopEnv(gymnasium.Env[ObservationDict, NDArray[np.float32]]):
         self._steps += 1
         success = self.world.success()
         truncated = not success and self._steps >= self.max_steps
-        info = self._info(self.world.seed) | {"is_success": success}
+        info = self._info(self.world.seed) | {"is_success": success, "stopped": self._driver.stopped}
         return self._observe(), float(success), success, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.robots.control_loop import ControlLoop
+from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop
 from volar.robots.errors import Unknown, VolarError
 from volar.robots.interface import ActionChunk
 from volar.robots.kinematics import Arm
+from volar.robots.loop_state import STOPPED
 from volar.robots.spec import RobotSpec, load_robot
 from volar.sim import scene
 from volar.sim.disturbed_robot import DisturbedRobot
@@ -170,15 +171,23 @@ class StepDriver:
         self._loop.reset(self.world.body.now_ns)
 
     def step(self, action: NDArray[np.float32]) -> None:
-        """Runs an action (A,) for one policy step. Raises `SimulationDiverged`; `ValueError` if not finite."""
+        """Runs an action (A,) for one policy step; an arm that a fault has stopped rests, see `stopped`.
+
+        Raises `SimulationDiverged`; `ValueError` if the action is not finite.
+        """
         dt_s = 1.0 / self.world.spec.action.rate_hz
         chunk = ActionChunk(action[None].astype(np.float32), self.world.body.now_ns, dt_s)
         refused = self._loop.push(chunk, self.world.body.now_ns)
-        if refused is not None:
+        if refused not in (None, NOT_FOLLOWED):
             raise ValueError(f"the action {action} was refused: {refused}")
         for _ in range(round(dt_s / CONTROL_PERIOD_S)):
             self._loop.tick(self.world.body.now_ns)
             self.world.advance(CONTROL_PERIOD_S)
+
+    @property
+    def stopped(self) -> str:
+        """The fault that has stopped the arm for the rest of the episode, or an empty string."""
+        return self._loop.mode.fault or "" if self._loop.mode.state == STOPPED else ""
 
     def proprio(self) -> NDArray[np.float32]:
         """The measured state vector (S,), as in the robot's `state_names`."""

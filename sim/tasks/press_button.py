@@ -3,7 +3,7 @@
 import numpy as np
 
 from volar.robots.spec import RobotSpec
-from volar.sim.experts import CLOSED, action, funnel, towards
+from volar.sim.experts import CLOSED, HOVER_M, action, funnel, ramp, towards
 from volar.sim.predicates import pressed
 from volar.sim.scene import Placement, SceneState
 from volar.sim.tasks.layout import BLOCK, BLOCKS_HIGH, BLOCKS_LOW, Area, sample_blocks, sample_colors
@@ -43,5 +43,7 @@ class PressButton(Task):
     def expert(self, state: SceneState, goal: Goal) -> Vector:
         button = self.target(state, goal)
         horizontal = float(np.linalg.norm((state.fingertips - button)[:2]))
-        below = button + np.array([0.0, 0.0, funnel(horizontal) - _BELOW_TOP_M])
+        # Fingers that are still open would come down on both sides of the button.
+        height = max(funnel(horizontal), HOVER_M * ramp(state.gripper_width_m, 0.01, 0.04))
+        below = button + np.array([0.0, 0.0, height - _BELOW_TOP_M])
         return action(towards(state.fingertips, below), CLOSED)

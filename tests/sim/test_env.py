@@ -180,3 +180,24 @@ def test_an_action_that_is_not_finite_is_refused() -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match="non_finite"):
         env.step(np.full(7, np.nan, np.float32))
+
+
+def test_an_arm_that_jams_is_stopped_and_the_episode_goes_on() -> None:
+    """It is not where it was told to be: the guard stops it, says so, and only a reset starts it again."""
+    env = TabletopEnv("lift", cameras=(), max_steps=200)
+    env.reset(seed=0)
+    env.world.data.joint(env.world.spec.joint_names[1]).qpos[0] += 0.5  # something has moved it
+    up = np.array([0, 0, 0.03, 0, 0, 0, 1], np.float32)
+    _, _, terminated, truncated, info = env.step(up)
+    assert info["stopped"] == "tracking_error"
+    for _ in range(20):
+        _, _, terminated, truncated, info = env.step(up)
+    resting = env.world.state.tcp
+    env.step(up)
+    np.testing.assert_allclose(env.world.state.tcp, resting, atol=1e-3)
+    assert not terminated
+    assert not truncated
+    env.reset(seed=1)
+    start = env.world.state.tcp
+    assert env.step(up)[4]["stopped"] == ""
+    assert env.world.state.tcp[2] > start[2] + 0.003
