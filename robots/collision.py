@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.errors import Unknown
+from volar.robots.kinematics import ancestors
 from volar.robots.spec import RobotSpec, load_robot
 
 Vector = NDArray[np.float64]
@@ -131,20 +132,11 @@ def _model(spec: RobotSpec, obstacles: Iterable[Box]) -> Any:
     return mj_spec.compile()
 
 
-def _ancestors(model: Any, body: int) -> list[int]:
-    """The body itself and what it stands on, without the world."""
-    above = []
-    while body:
-        above.append(body)
-        body = int(model.body_parentid[body])
-    return above
-
-
 def _links(model: Any, chain: list[int]) -> dict[int, int]:
     """Colliding geom -> how many of the arm's joints carry it: 0 for the base; -1 for what stands in the world."""
     solid = [g for g in range(model.ngeom) if model.geom_contype[g] or model.geom_conaffinity[g]]
     bodies = {g: int(model.geom_bodyid[g]) for g in solid}
-    return {g: sum(joint in _ancestors(model, body) for joint in chain) if body else -1 for g, body in bodies.items()}
+    return {g: sum(joint in ancestors(model, body) for joint in chain) if body else -1 for g, body in bodies.items()}
 
 
 def _pairs(model: Any, chain: list[int]) -> list[tuple[int, int]]:
@@ -163,7 +155,7 @@ def _gains(model: Any, chain: list[int], pairs: list[tuple[int, int]]) -> Vector
     links, gains = _links(model, chain), np.zeros((len(pairs), len(chain)))
     for row, (a, b) in enumerate(pairs):
         reach = float(np.linalg.norm(model.geom_pos[b]) + model.geom_rbound[b])
-        for body in _ancestors(model, int(model.geom_bodyid[b])):
+        for body in ancestors(model, int(model.geom_bodyid[b])):
             if body not in chain:
                 reach += _stroke(model, body)
             if body in chain and chain.index(body) >= max(links[a], 0):

@@ -1,11 +1,15 @@
 """Forward and differential inverse kinematics of an arm, on MuJoCo and mink."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.spec import RobotSpec
+
+if TYPE_CHECKING:
+    import mujoco
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -44,6 +48,24 @@ def rotation_vector(rotation: Matrix) -> Vector:
     return np.asarray(axis / (2 * sine) * np.arctan2(sine, cosine))
 
 
+def standalone(robot: RobotSpec) -> "mujoco.MjModel":
+    """The robot without a scene, compiled."""
+    import mujoco
+
+    spec = mujoco.MjSpec()
+    robot.add_to(spec)
+    return spec.compile()
+
+
+def ancestors(model: "mujoco.MjModel", body: int) -> list[int]:
+    """The body itself and what carries it, outwards in, without the world."""
+    above = []
+    while body:
+        above.append(body)
+        body = int(model.body_parentid[body])
+    return above
+
+
 class Arm:
     """Kinematics of one robot: its own MuJoCo model without a scene; not thread-safe."""
 
@@ -54,12 +76,9 @@ class Arm:
 
     def __init__(self, spec: RobotSpec) -> None:
         import mink
-        import mujoco
 
         self.spec = spec
-        mj_spec = mujoco.MjSpec()
-        spec.add_to(mj_spec)
-        self.model = mj_spec.compile()
+        self.model = standalone(spec)
         self._joints = [self.model.joint(name).qposadr[0] for name in spec.joint_names]
         self._configuration = mink.Configuration(self.model)
         self._site = self.model.site(spec.ee_site).id
@@ -71,10 +90,9 @@ class Arm:
     @property
     def reach_m(self) -> float:
         """Upper bound of how far the end-effector site moves for one radian of any joint [m]."""
-        body, reach = int(self.model.site_bodyid[self._site]), float(np.linalg.norm(self.model.site_pos[self._site]))
-        while body:
+        reach = float(np.linalg.norm(self.model.site_pos[self._site]))
+        for body in ancestors(self.model, int(self.model.site_bodyid[self._site])):
             reach += float(np.linalg.norm(self.model.body_pos[body]))
-            body = int(self.model.body_parentid[body])
         return reach
 
     def forward(self, q: Vector) -> Pose:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.kinematics import standalone
 from volar.robots.primitives import LINK_CONTYPE, PAD, add_servo, add_width_servo, couple
 from volar.robots.spec import RobotSpec
 
@@ -106,15 +107,6 @@ def load(file: Path) -> Any:
         for i, element in enumerate(elements):
             element.name = element.name or f"unnamed_{kind}_{i}"
     return model
-
-
-def standalone(robot: RobotSpec) -> "mujoco.MjModel":
-    """The robot without a scene, compiled."""
-    import mujoco
-
-    spec = mujoco.MjSpec()
-    robot.add_to(spec)
-    return spec.compile()
 
 
 def _add_to(robot: RobotSpec, arm: UserArm, spec: "mujoco.MjSpec") -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.errors import VolarError
-from volar.robots.mjcf_arm import UserArm, load, relative_pose, standalone
+from volar.robots.kinematics import ancestors, standalone
+from volar.robots.mjcf_arm import UserArm, load, relative_pose
 from volar.robots.spec import RobotSpec
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _arm_joints(robot: RobotSpec, model: "mujoco.MjModel", file: Path) -> tuple[
         )
     bodies = [int(model.joint(name).bodyid[0]) for name in names]
     for (name, body), after in zip(zip(names, bodies, strict=True), bodies[1:], strict=False):
-        if body not in _above(model, after):
+        if body not in ancestors(model, after):
             raise VolarError(f"asset: {file} is not one chain: joint {name!r} does not carry the one after it")
     return names
 
@@ -78,7 +79,7 @@ def _finger_joints(
     wrong = [
         model.joint(i).name
         for i in others
-        if model.jnt_type[i] != mujoco.mjtJoint.mjJNT_SLIDE or last not in _above(model, int(model.jnt_bodyid[i]))
+        if model.jnt_type[i] != mujoco.mjtJoint.mjJNT_SLIDE or last not in ancestors(model, int(model.jnt_bodyid[i]))
     ]
     wanted = len(robot.gripper_joint_names) if robot.gripper_m_per_unit == 1.0 else 0
     if wrong or len(others) not in (0, wanted):
@@ -90,20 +91,12 @@ def _finger_joints(
     return tuple(model.joint(i).name for i in others)
 
 
-def _above(model: "mujoco.MjModel", body: int) -> set[int]:
-    """The bodies that carry it, and itself."""
-    found = {body}
-    while body := int(model.body_parentid[body]):
-        found.add(body)
-    return found
-
-
 def _flange(robot: RobotSpec, model: "mujoco.MjModel", last: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The flange in the last link's frame: a site of that name, else where the robot's own last link has it."""
     import mujoco
 
     named = [i for i in range(model.nsite) if model.site(i).name in FLANGE_SITES]
-    carried = [i for i in named if last in _above(model, int(model.site_bodyid[i]))]
+    carried = [i for i in named if last in ancestors(model, int(model.site_bodyid[i]))]
     if carried:
         site = carried[0]
     else:

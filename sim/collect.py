@@ -76,6 +76,11 @@ class CollectConfig:
             raise UsageError("resume=true and overwrite=true exclude each other")
 
     @property
+    def model(self) -> str:
+        """What `load_robot` takes: the robot, with the user's model of it if one is given."""
+        return robot_name(self.robot, self.asset)
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks to demonstrate. Raises `Unknown` for a suite or task that does not exist."""
         from volar.sim.tasks import load_suite, load_task
@@ -92,7 +97,7 @@ class CollectConfig:
         from volar.robots.errors import Unknown
         from volar.sim.scene import LABELLED_CAMERA
 
-        spec = load_robot(robot_name(self.robot, self.asset))
+        spec = load_robot(self.model)
         for camera in self.cameras:
             if camera not in spec.cameras:
                 raise Unknown("camera", camera, spec.cameras)
@@ -142,7 +147,7 @@ def collect_demonstrations(config: CollectConfig, workers: int) -> None:
     from volar.sim.randomizer import require_possible
 
     tasks = config.task_names
-    require_possible((config.randomization,), tasks, robot_name(config.robot, config.asset))
+    require_possible((config.randomization,), tasks, config.model)
     writer = _writer(config, tasks)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -174,7 +179,7 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
     if config.asset:
         from volar.robots.mjcf_arm import asset_fingerprint
 
-        source["asset"] = f"{config.asset} {asset_fingerprint(load_robot(robot_name(config.robot, config.asset)))}"
+        source["asset"] = f"{config.asset} {asset_fingerprint(load_robot(config.model))}"
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, config.contract, source)
         if writer.episodes > config.episodes:
@@ -227,6 +232,6 @@ def _maker(config: CollectConfig, task: str) -> "DemonstrationMaker":
     from volar.sim.demonstration import DemonstrationMaker, Disturbances
     from volar.sim.world import StepDriver, TaskWorld
 
-    robot = robot_name(config.robot, config.asset)
-    world = TaskWorld(task, robot, config.cameras, config.image_size, config.randomization, world_seed=config.seed)
+    images = config.cameras, config.image_size
+    world = TaskWorld(task, config.model, *images, config.randomization, world_seed=config.seed)
     return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise))

@@ -12,11 +12,13 @@ Two more verbs, each with a --help of its own:
 import os
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
+from volar.robots.spec import robot_name
 
 if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
@@ -77,8 +79,6 @@ class EvaluateConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace an evaluation in output"})
 
     def __post_init__(self) -> None:
-        from volar.sim.conditions import randomizations
-
         for name, least in (("episodes", 1), ("seed", 0), ("latency_ms", 0), ("videos", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
@@ -91,11 +91,16 @@ class EvaluateConfig:
             raise UsageError(f"margin={self.margin} is for stop=sequential")
         if self.resume and self.overwrite:
             raise ValueError("resume=true continues an evaluation, overwrite=true replaces it: give one")
-        randomizations(self.randomization)
+        assert self.randomizations  # read now, so that what is wrong with them is a usage error
 
     @property
+    def model(self) -> str:
+        """What `load_robot` takes: the robot, with the user's model of it if one is given."""
+        return robot_name(self.robot, self.asset)
+
+    @cached_property
     def randomizations(self) -> tuple[str, ...]:
-        """The standard condition's, then those that are run beside it."""
+        """The standard condition's, then those that are run beside it. Raises as `conditions.randomizations`."""
         from volar.sim.conditions import randomizations
 
         return randomizations(self.randomization)
@@ -118,25 +123,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     from volar.robots.contract import require
     from volar.robots.policies import default_policy, find_policy
-    from volar.robots.spec import load_robot, robot_name
+    from volar.robots.spec import load_robot
     from volar.sim import evaluation, evaluation_folder, films
     from volar.sim.evaluation_plan import Plan
     from volar.sim.evaluation_progress import run_plan
     from volar.sim.randomizer import require_possible
 
     tasks = _task_names(config)
-    robot_with_asset = robot_name(config.robot, config.asset)
-    robot = load_robot(robot_with_asset)
+    robot = load_robot(config.model)
     folder = find_policy(config.policy or default_policy())
     contract = evaluation.read_contract(folder)
     require(contract, robot)
     identity = _identity(config, tasks, folder)
-    require_possible(config.randomizations, tasks, robot_with_asset)
+    require_possible(config.randomizations, tasks, config.model)
     others = _other_checkpoints(config, identity["policy_sha256"])
     records = evaluation_folder.prepare(config.output, identity, config.resume, config.overwrite)
     bench = evaluation.Bench(
         policy=str(folder.resolve()),
-        robot=robot_with_asset,
+        robot=config.model,
         latency_s=config.latency_ms / 1e3,
         randomization=config.randomizations[0],
         max_steps=config.max_steps,
@@ -172,12 +176,12 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
     """What decides every episode, the policy by content; other settings only say which episodes there are."""
     from volar.robots.config_values import plain
     from volar.robots.mjcf_arm import asset_fingerprint
-    from volar.robots.spec import load_robot, robot_name
+    from volar.robots.spec import load_robot
     from volar.sim.evaluation import folder_sha256
     from volar.sim.randomization import PRESETS, fingerprint
 
     settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "latency_ms", "max_steps")}
-    model = asset_fingerprint(load_robot(robot_name(config.robot, config.asset))) if config.asset else None
+    model = asset_fingerprint(load_robot(config.model)) if config.asset else None
     files = {f"randomization {name}": fingerprint(name) for name in config.randomizations if name not in PRESETS}
     standard = fingerprint(config.randomizations[0])
     own = {"asset": model, "randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}

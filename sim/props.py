@@ -192,7 +192,6 @@ def add_levers(spec: "mujoco.MjSpec", s: float) -> None:
 
     The origin is the middle of the underside, below the axis; the site is the middle of the tip.
     """
-
     for color in COLORS:
         body = _fixed(spec, f"lever_{color}")
         _cylinder(body, s, (0, 0, 0.01), 0.025, 0.01, DARK)

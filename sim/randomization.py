@@ -135,12 +135,6 @@ class Randomization:
         return value if isinstance(value, Randomization) else _load(_file(value))
 
 
-def check_name(value: str) -> str:
-    """Returns the name of a preset or the path of a file. Raises `Unknown` naming the choices; imports nothing."""
-    _file(value)
-    return value
-
-
 def fingerprint(value: str) -> str:
     """What tells it from others in a record of settings: a preset's name, or a file's path and content."""
     path = _file(value)

@@ -209,5 +209,6 @@ def require_possible(randomizations: Sequence[str], tasks: Sequence[str], robot:
     """
     for name in randomizations:
         if name not in PRESETS:
+            terms = Randomization.of(name)
             for props in {load_task(task).props for task in tasks}:
-                Randomizer(Randomization.of(name), robot, props)
+                Randomizer(terms, robot, props)

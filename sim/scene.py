@@ -186,15 +186,15 @@ class SceneReader:
         self._pads = [i for i in range(model.ngeom) if model.geom(i).name.endswith("_pad")]
         bodies = {model.body(i).name: i for i in range(model.nbody)}
         self._plate = bodies.get("plate")
-        kinds = tuple(PROPS)
-        sites = {model.site(i).name: i for i in range(model.nsite)}
-        self._sites = {name: i for name, i in sites.items() if _kind(name) in kinds}
-        joints = [model.joint(name) for name in (model.joint(i).name for i in range(model.njnt))]
+        root_of = model.body_rootid[model.site_bodyid]
+        sites = [i for i in range(model.nsite) if root_of[i] != root_of[self._tcp]]  # all but the robot's are props'
+        self._sites, self._site_names = np.array(sites, int), [model.site(i).name for i in sites]
+        joints = [model.joint(i) for i in range(model.njnt)]
         slide = mujoco.mjtJoint.mjJNT_SLIDE
         self._joints = {
             joint.name: (int(joint.qposadr[0]), 1 / self._table.scale if joint.type[0] == slide else 1.0)
             for joint in joints
-            if joint.name in self._sites and joint.type[0] != mujoco.mjtJoint.mjJNT_FREE
+            if joint.name in self._site_names and joint.type[0] != mujoco.mjtJoint.mjJNT_FREE
         }
 
     def read(self, data: "mujoco.MjData") -> SceneState:
@@ -207,16 +207,10 @@ class SceneReader:
             blocks=to_table(data.xpos[self._blocks]),
             plate=np.full(3, np.nan) if self._plate is None else to_table(data.xpos[self._plate].copy()),
             gripper_width_m=self._robot.gripper_width(qpos[self._fingers]) / self._table.scale,
-            props={name: to_table(data.site_xpos[i].copy()) for name, i in self._sites.items()},
+            props=dict(zip(self._site_names, to_table(data.site_xpos[self._sites]), strict=True)),
             joints={name: float(qpos[i]) * unit for name, (i, unit) in self._joints.items()},
             fingertips=to_table(np.array([middle[0], middle[1], tcp[2]])),
         )
-
-
-def _kind(site: str) -> str:
-    """`drawer_red` -> `drawers`, the kind of prop a site belongs to; others as they are."""
-    stem, _, color = site.partition("_")
-    return f"{stem}s" if color in COLORS else site
 
 
 def camera_view(model: "mujoco.MjModel", data: "mujoco.MjData", camera: str) -> CameraView:

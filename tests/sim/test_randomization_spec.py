@@ -8,7 +8,7 @@ import pytest
 
 from volar.robots.errors import Unknown, UsageError
 from volar.sim.distributions import Bernoulli, Choice, LogUniform, Normal, Uniform, parse_distribution
-from volar.sim.randomization import INTERVAL_DRAWS, PRESETS, Randomization, Term, check_name
+from volar.sim.randomization import INTERVAL_DRAWS, PRESETS, Randomization, Term
 from volar.sim.randomization_axes import AXES
 
 DRAWS = 4000
@@ -65,7 +65,6 @@ def test_interval_terms_draw_a_schedule() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_load(name: str) -> None:
     assert Randomization.of(name).name == name
-    assert check_name(name) == name
 
 
 def fields(name: str) -> set[str]:
@@ -154,8 +153,8 @@ def test_files_may_include_presets_and_replace_terms(tmp_path: Path) -> None:
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Unknown, match="did you mean visual"):
-        check_name("vsual")
+        Randomization.of("vsual")
     with pytest.raises(UsageError, match="no such file"):
-        check_name(str(tmp_path / "absent.yaml"))
+        Randomization.of(str(tmp_path / "absent.yaml"))
     with pytest.raises(UsageError, match="one name with its parameters"):
         parse_distribution([1, 2])
