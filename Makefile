@@ -35,7 +35,7 @@ setup: .venv/.installed .venv/.rendering ## .venv with everything in it, and a c
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,ros2]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,ros2,cluster]'
 	@touch $@
 
 .venv/.rendering: .venv/.installed .ci/rendering

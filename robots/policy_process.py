@@ -130,6 +130,16 @@ class PolicyProcess:
         return (self._error or "the policy process is closed") if self._state in ("failed", "closed") else None
 
     @property
+    def restarts(self) -> int:
+        """After crashes, so far."""
+        return self._restarts
+
+    @property
+    def predict_s(self) -> float | None:
+        """The latest inference [s]."""
+        return self._predict_s
+
+    @property
     def status(self) -> PolicyStatus:
         child = self._child
         return PolicyStatus(

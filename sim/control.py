@@ -5,6 +5,7 @@ loop at 100 Hz on the wall clock. Leaves control.json: success, how exact the pe
 when the arm held and why, and how near to its limits it came.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volar.robots.command_line import run
+from volar.robots.control_loop import MAX_RATE_HZ, MIN_RATE_HZ
 from volar.robots.errors import Unknown, UsageError, VolarError
 
 if TYPE_CHECKING:
-    from volar.robots.policy_process import PolicyProcess
+    from volar.robots.policy_source import PolicySource
     from volar.sim.control_report import Run
     from volar.sim.orders import Order
     from volar.sim.wall_clock import RealTimeRun
@@ -35,7 +37,7 @@ EXAMPLES = (
 class ControlConfig:
     """Settings of `volar-control`."""
 
-    policy: Path = field(metadata={"help": "exported artifact (volar-export writes one)"})
+    policy: str = field(metadata={"help": "exported artifact (volar-export writes one)"})
     robot: str = field(default="sim/fr3", metadata={"help": f"the body to move: {', '.join(ROBOTS)}"})
     asset: str | None = field(default=None, metadata={"help": "menagerie:PATH, your own MJCF model of that robot"})
     instruction: str | None = field(
@@ -61,6 +63,8 @@ class ControlConfig:
             raise ValueError("instruction is empty")
         if self.episodes < 1 or self.seed < 0:
             raise ValueError(f"episodes={self.episodes} must be at least 1 and seed={self.seed} at least 0")
+        if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
+            raise UsageError(f"rate_hz={self.rate_hz:g} must be from {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz")
         if self.duration_s is not None and not self.duration_s > 0:
             raise ValueError(f"duration_s={self.duration_s} must be positive")
         if self.video is not None and self.video.suffix != ".mp4":
@@ -77,51 +81,38 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.robots.contract import require
     from volar.robots.control_loop import ControlLoop
     from volar.robots.kinematics import Arm
-    from volar.robots.policy_process import PolicyProcess
+    from volar.robots.policy_source import open_source
     from volar.robots.spec import load_robot, robot_name
     from volar.sim import orders
     from volar.sim.closed_loop import world_for
     from volar.sim.control_report import print_summary, summarize
-    from volar.sim.evaluation import read_contract
     from volar.sim.wall_clock import Pacer
 
     path = _output_file(config)
-    artifact = _artifact(config.policy)
-    contract = read_contract(artifact)
     robot = robot_name(config.robot.partition("/")[2], config.asset)
-    require(contract, load_robot(robot))
     order = (
         orders.understand(config.instruction, config.task) if config.instruction else orders.Order(config.task or "")
     )
-    world = world_for(order.task, robot, contract)
-    steps_per_action = _periods_per_action(config.rate_hz, contract.action.rate_hz, world.model.opt.timestep)
-    duration_s = config.duration_s or world.task.max_steps / contract.action.rate_hz
-    _check_words(artifact, contract.instruction_template, config.instruction)
-    config.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the loop's thread: another would wait for a core
     pacer = Pacer(round(1e9 / config.rate_hz))
-    facts: dict[str, Any] = {
-        "policy": str(config.policy),
-        "contract_sha256": contract.sha256,
-        "robot": config.robot,
-        "asset": config.asset,
-        "task": order.task,
-        "instruction": config.instruction,
-        "seed": config.seed,
-    }
     runs: list[Run] = []
-    try:
-        with PolicyProcess(artifact) as source:
-            loop = ControlLoop.for_policy(world.body, Arm(world.spec), contract, source, period_s=1.0 / config.rate_hz)
-            for run in _run_episodes(config, order, world, loop, source, pacer, duration_s, steps_per_action):
-                status = source.status
-                if status.state == "failed":  # an episode without a policy is none
-                    raise VolarError(f"the policy's process failed: {status.error}")
-                runs.append(run)
-                result = facts | summarize(runs, 1.0 / config.rate_hz) | {"policy_restarts": status.restarts}
-                write_durably(path, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
-    finally:
-        world.close()
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_source(config.policy))
+        contract = source.contract
+        require(contract, load_robot(robot))
+        world = stack.enter_context(contextlib.closing(world_for(order.task, robot, contract)))
+        steps_per_action = _periods_per_action(config.rate_hz, contract.action.rate_hz, world.model.opt.timestep)
+        duration_s = config.duration_s or world.task.max_steps / contract.action.rate_hz
+        _check_words(Path(config.policy), contract.instruction_template, config.instruction)
+        config.output.mkdir(parents=True, exist_ok=True)
+        facts = _facts(config, order.task, contract.sha256)
+        loop = ControlLoop.for_policy(world.body, Arm(world.spec), contract, source, period_s=1.0 / config.rate_hz)
+        for run in _run_episodes(config, order, world, loop, source, pacer, duration_s, steps_per_action):
+            if source.failure is not None:  # an episode without a policy is none
+                raise VolarError(f"the policy failed: {source.failure}")
+            runs.append(run)
+            result = facts | summarize(runs, 1.0 / config.rate_hz) | {"policy_restarts": source.restarts}
+            write_durably(path, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
     print_summary(result)
     print(f"report: {path}")
     return result
@@ -139,27 +130,24 @@ def _output_file(config: ControlConfig) -> Path:
     return path
 
 
-def _artifact(path: Path) -> Path:
-    from volar.robots.policies import ARTIFACT_FILE, find_policy
-
-    folder = find_policy(path)
-    if not (folder / ARTIFACT_FILE).is_file():
-        raise VolarError(
-            f"{path} is a policy directory; a robot runs an exported artifact: volar-export policy={path} "
-            "output=runs/artifact, then policy=runs/artifact"
-        )
-    return folder
+def _facts(config: ControlConfig, task: str, contract_sha256: str) -> dict[str, Any]:
+    """What was run, for control.json."""
+    return {
+        "policy": config.policy,
+        "contract_sha256": contract_sha256,
+        "robot": config.robot,
+        "asset": config.asset,
+        "task": task,
+        "instruction": config.instruction,
+        "seed": config.seed,
+    }
 
 
 def _periods_per_action(rate_hz: float, action_rate_hz: float, timestep_s: float) -> int:
     """Control periods in one action.
 
-    Raises `UsageError` where that, or the physics steps in a period, is not whole, or the rate out of range.
+    Raises `UsageError` where that, or the physics steps in a period, is not whole.
     """
-    from volar.robots.control_loop import MAX_RATE_HZ, MIN_RATE_HZ
-
-    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        raise UsageError(f"rate_hz={rate_hz:g} must be from {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz")
     periods, steps = rate_hz / action_rate_hz, 1.0 / (rate_hz * timestep_s)
     if round(periods) < 1 or abs(periods - round(periods)) > 1e-9 or abs(steps - round(steps)) > 1e-6:
         raise UsageError(
@@ -169,13 +157,15 @@ def _periods_per_action(rate_hz: float, action_rate_hz: float, timestep_s: float
     return round(periods)
 
 
-def _check_words(artifact: Path, template: str, instruction: str | None) -> None:
-    """Says which words the policy does not know. Raises `TokenizerError` when the instruction is too long for it."""
+def _check_words(policy: Path, template: str, instruction: str | None) -> None:
+    """Says which words an artifact does not know. Raises `TokenizerError` when the instruction is too long for it."""
     from volar.robots.exported_policy import TOKENIZER, Manifest
+    from volar.robots.policies import find_policy
     from volar.robots.tokenize_words import WordTokenizer
 
-    if instruction is None:
+    if instruction is None or not policy.is_dir():
         return
+    artifact = find_policy(policy)
     tokenizer = WordTokenizer.load(artifact / TOKENIZER, Manifest.load(artifact).text_length)
     tokenizer.encode(template.format(instruction=instruction))
     if unknown := tokenizer.unknown_words(instruction):
@@ -187,7 +177,7 @@ def _run_episodes(
     order: "Order",
     world: "TaskWorld",
     loop: Any,
-    source: "PolicyProcess",
+    source: "PolicySource",
     pacer: Any,
     duration_s: float,
     check_every: int,
@@ -212,7 +202,7 @@ def _run_episodes(
             source.reset(seed)
             loop.set_instruction(instruction)
             result = run_in_real_time(
-                world, loop, source, pacer, duration_s, check_every, lambda: source.status.predict_s
+                world, loop, source, pacer, duration_s, check_every, lambda: source.predict_s
             )
             if config.video is not None and number == 1:
                 _film(world, result, config.video)

@@ -1,5 +1,6 @@
 """volar-control: deadlines, what an instruction means, and one short run on the real clock."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -141,7 +142,8 @@ def test_scenes_are_those_of_evaluation_with_the_ordered_goal() -> None:
 
 @pytest.fixture
 def config(artifact_folder: Path, tmp_path: Path) -> ControlConfig:
-    return ControlConfig(artifact_folder, instruction="lift the red block", duration_s=0.6, output=tmp_path / "out")
+    text = "lift the red block"
+    return ControlConfig(str(artifact_folder), instruction=text, duration_s=0.6, output=tmp_path / "out")
 
 
 def test_a_short_run_leaves_its_figures(config: ControlConfig, tmp_path: Path) -> None:
@@ -184,21 +186,26 @@ def test_a_policy_directory_is_sent_to_export(config: ControlConfig, tmp_path: P
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "config.json").write_text('{"type": "volar"}')
     with pytest.raises(VolarError, match="volar-export policy="):
-        control(replace(config, policy=tmp_path / "policy"))
+        control(replace(config, policy=str(tmp_path / "policy")))
 
 
 def test_an_artifact_for_another_robot_is_refused(config: ControlConfig, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(config.policy, folder)
-    replace(ExportedPolicy(config.policy).contract, robot="ur5e").save(folder / "contract.json")
+    contract = replace(ExportedPolicy(Path(config.policy)).contract, robot="ur5e")
+    contract.save(folder / "contract.json")
+    manifest = json.loads((folder / "artifact.json").read_text())
+    manifest["contract_sha256"] = contract.sha256
+    manifest["files"]["contract.json"] = hashlib.sha256((folder / "contract.json").read_bytes()).hexdigest()
+    (folder / "artifact.json").write_text(json.dumps(manifest))
     with pytest.raises(ContractError, match="robot: policy wants ur5e, found fr3"):
-        control(replace(config, policy=folder))
+        control(replace(config, policy=str(folder)))
 
 
 def test_settings_are_checked_before_anything_runs(artifact_folder: Path) -> None:
     with pytest.raises(Unknown, match="sim/fr3"):
-        ControlConfig(artifact_folder, robot="ros2/fr3", task="lift")
+        ControlConfig(str(artifact_folder), robot="ros2/fr3", task="lift")
     with pytest.raises(UsageError, match="say what to do"):
-        ControlConfig(artifact_folder)
+        ControlConfig(str(artifact_folder))
     with pytest.raises(ValueError, match=r"\.mp4"):
-        ControlConfig(artifact_folder, task="lift", video=Path("film.gif"))
+        ControlConfig(str(artifact_folder), task="lift", video=Path("film.gif"))
