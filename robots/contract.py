@@ -13,6 +13,8 @@ from volar.robots.errors import VolarError
 from volar.robots.spec import RobotSpec
 
 FORMAT_VERSION = 1
+# How the images come that a body hands over. A policy that wants something else would see another world.
+PREPROCESSING = {"image": "rgb uint8, no crop"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class PolicyContract:
     execute_steps: int
     statistics: Mapping[str, FieldStatistics] = field(default_factory=dict)
     instruction_template: str = "{instruction}"
-    preprocessing: Mapping[str, str] = field(default_factory=lambda: {"image": "rgb uint8, no crop"})
+    preprocessing: Mapping[str, str] = field(default_factory=lambda: dict(PREPROCESSING))
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -174,7 +176,11 @@ def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
         if wanted != have:
             found.append(Mismatch(name, wanted, have))
 
+    from volar.robots.plausibility import implausible
+
     compare("robot", contract.robot, robot.name)
+    for name, rule in contract.preprocessing.items():
+        compare(f"preprocessing.{name}", rule, PREPROCESSING.get(name))
     have = robot.action
     for item in fields(ActionSpec):
         compare(f"action.{item.name}", getattr(contract.action, item.name), getattr(have, item.name))
@@ -187,7 +193,7 @@ def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
                     f"cameras.{camera.name}", f"{camera.width}x{camera.height}", f"cameras {', '.join(robot.cameras)}"
                 )
             )
-    return found
+    return found + implausible(contract, robot)
 
 
 def require(contract: PolicyContract, robot: RobotSpec) -> None:

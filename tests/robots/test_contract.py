@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from volar.robots.action_space import ActionSpec, end_effector_delta
@@ -23,18 +24,13 @@ from volar.robots.fr3 import FR3
 from volar.robots.spec import load_robot
 
 
-def statistics(size: int) -> FieldStatistics:
-    third = 1.0 / 3.0  # a number whose decimal form is long
-    return FieldStatistics(
-        q01=(-third,) * size,
-        q99=(third,) * size,
-        mean=(0.0,) * size,
-        std=(0.1,) * size,
-        min=(-1.0,) * size,
-        max=(1.0,) * size,
-        mask=(True,) * (size - 1) + (False,),
-        count=1000,
-    )
+def statistics(low: list[float], high: list[float]) -> FieldStatistics:
+    """Spread evenly between the bounds, less a third, so that a decimal form is long."""
+    middle, half = (np.array(low) + high) / 2, (np.array(high) - low) / 3
+    rows = {"q01": middle - half, "q99": middle + half, "mean": middle, "std": half / 2}
+    rows |= {"min": np.array(low), "max": np.array(high)}
+    last_passes = (True,) * (len(low) - 1) + (False,)
+    return FieldStatistics(**{k: tuple(v.tolist()) for k, v in rows.items()}, mask=last_passes, count=1000)
 
 
 @pytest.fixture
@@ -47,7 +43,12 @@ def contract() -> PolicyContract:
         cameras=(CameraSpec("front", 96, 64), CameraSpec("wrist", 64, 64)),
         chunk_length=8,
         execute_steps=4,
-        statistics={"action": statistics(7), "observation.state": statistics(10)},
+        statistics={
+            "action": statistics(list(FR3.action.low), list(FR3.action.high)),
+            "observation.state": statistics(
+                [0.3, -0.3, 0.01] + [-1.0] * 6 + [0.0], [0.7, 0.3, 0.5] + [1.0] * 6 + [0.08]
+            ),
+        },
     )
 
 
@@ -157,7 +158,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_statistics_must_be_finite() -> None:
     with pytest.raises(ValueError, match="non-finite"):
-        replace(statistics(2), std=(float("nan"), 1.0))
+        replace(statistics([0, 0], [1, 1]), std=(float("nan"), 1.0))
 
 
 @pytest.mark.parametrize(
