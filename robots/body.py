@@ -42,6 +42,8 @@ class Body(Protocol):
     Optional: `image_stamps() -> Mapping[str, int]`, when the newest frame of each camera was captured, on the loop's
     clock [ns]; called in every tick, so it must be cheap. Without it nobody notices a camera that has fallen silent
     before its image is found to repeat.
+    And `taken() -> JointState`, the state measured when what `images` returned last was captured, stamped with that
+    time: where images travel, an observation is of then, not of now. Without it they count as taken when asked for.
     """
 
     @property

@@ -110,7 +110,7 @@ class ControlLoop:
         self._follower = Follower(arm, action, period_s, self.limits)
         self._watch = Watchdogs(body, self.limits, () if source is None else cameras)
         self._observed_ns: int | None = None
-        self._submitted_ns = 0
+        self._submitted_ns = self._started_ns = 0
         self._width_m = 0.0
 
     @staticmethod
@@ -177,6 +177,11 @@ class ControlLoop:
         """
         self.mode.request("recover")
 
+    @property
+    def at_rest(self) -> bool:
+        """True when the last command does not move the arm."""
+        return self._safety.at_rest
+
     def push(self, chunk: ActionChunk, now_ns: int) -> str | None:
         """Hands the loop a chunk directly. Returns None when it was taken, else why not."""
         return self._buffer.push(chunk, now_ns) if self.mode.asks else NOT_FOLLOWED
@@ -229,7 +234,7 @@ class ControlLoop:
     def _start_anew(self, now_ns: int) -> None:
         """Forgets what was planned: no answer to an observation from before moves the arm."""
         self._buffer.clear(now_ns)
-        self._observed_ns, self._submitted_ns = None, now_ns
+        self._observed_ns, self._submitted_ns, self._started_ns = None, now_ns, now_ns
 
     def _watched(self, state: JointState, now_ns: int) -> tuple[str | None, Exception | None]:
         """The fault that is present whatever the policy says, and what a camera raised when asked for stamps."""
@@ -291,8 +296,12 @@ class ControlLoop:
         fault = self._watch.look(images, state.q, now_ns)
         if fault is not None or not due:
             return fault, None
-        proprio = self.arm.proprio(state.q, state.gripper_width_m)
-        return None, Observation(images, proprio, self.instruction, now_ns)
+        if (taken_of := getattr(self.body, "taken", None)) is not None:
+            state = taken_of()
+            if state.stamp_ns < self._started_ns:  # its answer would be refused: wait for newer images
+                return None, None
+        stamp_ns = now_ns if taken_of is None else state.stamp_ns
+        return None, Observation(images, self.arm.proprio(state.q, state.gripper_width_m), self.instruction, stamp_ns)
 
     def _why_idle(self, now_ns: int) -> str:
         if self._source is not None and self._source.pending:

@@ -86,7 +86,7 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.sim import orders
     from volar.sim.closed_loop import world_for
     from volar.sim.control_report import print_summary, summarize
-    from volar.sim.wall_clock import Pacer
+    from volar.robots.real_time import Pacer
 
     path = _output_file(config)
     robot = robot_name(config.robot.partition("/")[2], config.asset)

@@ -1,0 +1,102 @@
+"""A command of the safety filter as the messages an arm's controllers take."""
+
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from volar.robots.body import JointCommand
+from volar.robots.errors import VolarError
+from volar.robots.ros2.messages import set_stamp
+from volar.robots.ros2.parameters import NodeSettings
+from volar.robots.spec import RobotSpec
+
+if TYPE_CHECKING:
+    from rclpy.lifecycle import LifecycleNode
+
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)  # a command that is late has been replaced
+GOAL_M = 0.001  # a gripper action is sent again when the width to reach has changed by this
+
+
+class CommandOutput:
+    """Publishes one command a period; the publishers are silent while the node is not active.
+
+    Raises `VolarError` where the gripper's action is wanted and `control_msgs` is not installed.
+    """
+
+    def __init__(self, node: "LifecycleNode", spec: RobotSpec, settings: NodeSettings) -> None:
+        self._node, self._spec = node, spec
+        self._period_ns = round(1e9 / settings.rate_hz)
+        self._stamped = settings.command_output == "joint_trajectory"
+        kind: Any = JointTrajectory if self._stamped else Float64MultiArray
+        topic = (settings.trajectory_topic or spec.trajectory_topic) if self._stamped else settings.position_topic
+        self._arm = node.create_lifecycle_publisher(kind, topic, NEWEST)
+        self._gripper, self._action = None, None
+        if _gripper_by_action(settings):
+            self._action = _GripperAction(node, spec, settings.gripper_action or spec.gripper_action)
+        else:
+            self._gripper = node.create_lifecycle_publisher(Float64MultiArray, settings.gripper_topic, NEWEST)
+
+    def send(self, command: JointCommand) -> None:
+        """`Ros2Body`'s `publish`."""
+        self._arm.publish(self.trajectory(command) if self._stamped else _numbers(command.q))
+        if self._gripper is not None:
+            self._gripper.publish(_numbers([command.gripper_width_m]))
+        elif self._action is not None:
+            self._action.reach(command.gripper_width_m)
+
+    def trajectory(self, command: JointCommand) -> JointTrajectory:
+        """One point, to be reached a period from now."""
+        message = JointTrajectory(joint_names=list(self._spec.joint_names))
+        set_stamp(message.header.stamp, self._node.get_clock().now().nanoseconds)
+        point = JointTrajectoryPoint(
+            positions=array("d", command.q), velocities=array("d", command.dq), accelerations=array("d", command.ddq)
+        )
+        set_stamp(point.time_from_start, self._period_ns)
+        message.points = [point]
+        return message
+
+    def close(self) -> None:
+        """Takes the publishers off the node."""
+        for publisher in filter(None, (self._arm, self._gripper)):
+            self._node.destroy_lifecycle_publisher(publisher)
+        if self._action is not None:
+            self._action.client.destroy()
+
+
+class _GripperAction:
+    """`control_msgs/GripperCommand`: goals, since a gripper's driver moves by itself."""
+
+    def __init__(self, node: "LifecycleNode", spec: RobotSpec, name: str) -> None:
+        from control_msgs.action import GripperCommand
+        from rclpy.action.client import ActionClient
+
+        self._goal, self._spec = GripperCommand.Goal, spec
+        self.client: Any = ActionClient(node, GripperCommand, name)
+        self._sent_m, self._last_m = float("nan"), float("nan")
+
+    def reach(self, width_m: float) -> None:
+        """The filter moves the width a little each period: a goal is sent when it has come to where it goes."""
+        arrived, self._last_m = width_m == self._last_m, width_m
+        if arrived and not abs(width_m - self._sent_m) < GOAL_M and self.client.server_is_ready():
+            self._sent_m = width_m
+            goal = self._goal()
+            goal.command.position = float(self._spec.finger_positions(width_m)[0])
+            self.client.send_goal_async(goal)
+
+
+def _gripper_by_action(settings: NodeSettings) -> bool:
+    from importlib.util import find_spec
+
+    installed = find_spec("control_msgs") is not None
+    if settings.gripper_output == "action" and not installed:
+        raise VolarError(
+            "gripper_output=action needs control_msgs, which is not installed here; use gripper_output=topic"
+        )
+    return installed and settings.gripper_output != "topic"
+
+
+def _numbers(values: Any) -> Float64MultiArray:
+    return Float64MultiArray(data=array("d", values))

@@ -1,0 +1,131 @@
+"""The thread that ticks the control loop: apart from the executor, so that no callback can delay a command."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from volar.robots.control_loop import ControlLoop, TickReport
+from volar.robots.loop_state import STOPPED
+from volar.robots.policy_source import PolicySource
+from volar.robots.real_time import real_time_scheduling, without_garbage_collection
+from volar.robots.rolling_percentile import RollingPercentile
+from volar.robots.ros2.clocks import LoopClock
+from volar.robots.ros2.recording import Recorder
+from volar.robots.ros2.ros2_body import Ros2Body
+
+# Longest time that another thread keeps the interpreter when this one wants to tick; Python's default is 5 ms.
+SWITCH_S: Final = 0.0005
+WAIT_S: Final = 0.02  # between looks for the first joint state and images
+PERIODS: Final = 1000  # in the rolling percentile of period errors
+
+
+class ControlThread:
+    """Runs from `start` to `leave`. `ended` is called when the arm is at rest and no command will follow.
+
+    `started`: everything it waited for has come, and it ticks. `reason`: why the arm brakes or rests, None while it
+    follows the policy. `error`: what ended it by itself, an empty string otherwise. `on_tick`: for each report.
+    """
+
+    def __init__(
+        self,
+        loop: ControlLoop,
+        body: Ros2Body,
+        source: PolicySource,
+        clock: LoopClock,
+        changed: Callable[[], None],
+        recorder: Recorder | None = None,
+        on_tick: Callable[[TickReport], None] | None = None,
+    ) -> None:
+        self.loop, self.body, self.source, self.clock, self.recorder = loop, body, source, clock, recorder
+        self.started, self.real_time = False, False
+        self.error = ""
+        self.reason: str | None = None
+        self.last_refused: str | None = None
+        self.ticks = 0
+        self.period_error_s = RollingPercentile(PERIODS)
+        self._changed, self._on_tick = changed, on_tick
+        self._leaving = threading.Event()
+        self._requests: SimpleQueue[tuple[Callable[[], None], Future[str | None]]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="volar-control", daemon=True)
+        self._last_s = 0.0
+
+    def start(self) -> None:
+        sys.setswitchinterval(SWITCH_S)
+        self._thread.start()
+
+    def leave(self, timeout_s: float = 10.0) -> bool:
+        """Brakes within the limits, and ends at rest. Returns False where that took longer than `timeout_s`."""
+        self._leaving.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def ask(self, request: Callable[[], None]) -> "Future[str | None]":
+        """A method of the loop, to be called before the next tick: why that tick denied it, None where it did not."""
+        answer: Future[str | None] = Future()
+        self._requests.put((request, answer))
+        return answer
+
+    @property
+    def ticking(self) -> bool:
+        """True while requests are answered."""
+        return self.started and self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            with without_garbage_collection(), real_time_scheduling() as self.real_time:
+                while self.body.waits_for and not self._leaving.is_set():
+                    time.sleep(WAIT_S)
+                if not self._leaving.is_set():
+                    self._tick_until_left()
+        except Exception as error:  # whatever ended the loop: the node goes on to say so
+            self.error = f"{type(error).__name__}: {error}"
+        finally:
+            self.started = False
+            if self.recorder is not None:
+                self.recorder.close()
+            self._changed()
+
+    def _tick_until_left(self) -> None:
+        self.loop.reset(self.clock.now_ns())
+        self.clock.start()
+        self.started = True
+        self._changed()
+        while self.clock.wait(self._leaving):
+            if self._leaving.is_set():
+                self.loop.stop()
+            answers = self._take_requests()
+            report = self.loop.tick(self.clock.now_ns())
+            for answer in answers:
+                answer.set_result(report.denied)
+            self._note(report)
+            if self._leaving.is_set() and report.mode == STOPPED and self.loop.at_rest:
+                return
+
+    def _take_requests(self) -> "list[Future[str | None]]":
+        answers: list[Future[str | None]] = []
+        while True:
+            try:
+                request, answer = self._requests.get_nowait()
+            except Empty:
+                return answers
+            request()
+            answers.append(answer)
+
+    def _note(self, report: TickReport) -> None:
+        now_s = time.monotonic()
+        if self.ticks:
+            self.period_error_s.add(abs(now_s - self._last_s - self.loop.period_s))
+        self._last_s, self.ticks = now_s, self.ticks + 1
+        self.last_refused = report.refused or self.last_refused
+        before, self.reason = self.reason, report.reason
+        if self.recorder is not None:
+            self.recorder.add(report)
+        if self._on_tick is not None:
+            self._on_tick(report)
+        if before != report.reason:
+            self._changed()

@@ -1,0 +1,330 @@
+"""The controller as a ROS 2 lifecycle node: an exported policy moves an arm through its usual topics.
+
+    ros2 run volar_ros2 controller --ros-args -p policy:=runs/artifact -p robot:=fr3 -p instruction:="lift the block"
+    python -m volar.robots.ros2.controller_node --ros-args -p policy:=runs/artifact -p autostart:=true
+
+    configure    loads the policy in a process of its own, verifies it, compares its contract with the robot
+    activate     commands follow as soon as a joint state and an image of each camera have come
+    deactivate   brakes within the limits, and sends nothing once the arm rests
+    ~/pause, ~/resume, ~/stop, ~/recover (std_srvs/Trigger): answered by the next tick, with why it was denied
+    ~/instruction (std_msgs/String) and the parameter `instruction`: what to do from now on
+
+Three kinds of thread: the executor's (messages and services), the control loop's, and a recorder's; the policy computes
+in another process. See docs/decisions/0011-the-loop-ticks-beside-the-executor.md.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from pathlib import Path
+from typing import Any, Final
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from volar.robots.contract import require
+from volar.robots.control_loop import ControlLoop, TickReport
+from volar.robots.errors import VolarError
+from volar.robots.kinematics import Arm
+from volar.robots.policy_source import PolicySource, open_source
+from volar.robots.ros2 import diagnostics, messages, parameters
+from volar.robots.ros2.clocks import SimulatedClock, WallClock, on_loop_clock
+from volar.robots.ros2.command_output import CommandOutput
+from volar.robots.ros2.control_thread import ControlThread
+from volar.robots.ros2.recording import Recorder
+from volar.robots.ros2.ros2_body import Ros2Body
+from volar.robots.spec import load_robot, robot_name
+
+NAME: Final = "volar_controller"
+THREADS: Final = 3  # of the executor: sensors, the services of the loop, the services of the lifecycle
+DIAGNOSTICS_S: Final = 1.0
+ANSWER_S: Final = 2.0  # for a tick to answer a service; a tick comes every 10 ms
+# What asks for best effort gets the messages of reliable publishers too, and never waits for one that was lost.
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class ControllerNode(LifecycleNode):
+    """See the module. `on_tick`: for each report of the loop, called in its thread."""
+
+    def __init__(self, on_tick: Callable[[TickReport], None] | None = None, **options: Any) -> None:
+        super().__init__(NAME, **options)
+        # Beside the default group, in which the services of the lifecycle are: configuring takes seconds.
+        self._sensors, self._orders = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        parameters.declare(self)
+        self.thread: ControlThread | None = None
+        self._on_tick = on_tick
+        self._source: PolicySource | None = None
+        self._loop: ControlLoop | None = None
+        self._body: Ros2Body | None = None
+        self._output: CommandOutput | None = None
+        self._subscriptions_of_robot: list[Any] = []
+        self._settings = parameters.NodeSettings()
+        self._instruction = ""
+        self.failure = ""  # why the last transition was refused
+        self._state = self.create_publisher(String, "~/state", LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._changed = self.create_guard_condition(self._report, self._orders)
+        self.create_timer(DIAGNOSTICS_S, self._report, self._orders)
+        self.create_subscription(String, "~/instruction", self._on_instruction, 10, callback_group=self._orders)
+        for name in ("pause", "resume", "stop", "recover"):
+            self.create_service(Trigger, f"~/{name}", self._service(name), callback_group=self._orders)
+        self.add_on_set_parameters_callback(self._on_parameters)
+
+    # Lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            self._configure()
+        except (VolarError, ValueError, OSError, ImportError) as error:
+            self._refuse(str(error))
+            self._release()
+            return FAILURE
+        self.get_logger().info(f"configured: {self._settings.policy} moves {self._settings.robot}")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self._loop is not None
+        assert self._body is not None
+        assert self._source is not None
+        recorder, clock = None, self._clock_of_loop
+        if (record := str(self.get_parameter("record").value)) != "":
+            try:
+                contract, period_s = self._source.contract, self._loop.period_s
+                recorder = Recorder(Path(record), self._body.spec, contract, period_s)
+            except VolarError as error:
+                self._refuse(str(error))
+                return FAILURE
+        result = super().on_activate(state)
+        self._body.forget()
+        self.thread = ControlThread(
+            self._loop, self._body, self._source, clock, self._changed.trigger, recorder, self._on_tick
+        )
+        self.thread.start()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._brake()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._brake()
+        self._release()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._brake()
+        self._release()
+        return super().on_error(state)
+
+    def _configure(self) -> None:
+        self._settings = settings = parameters.read(self)
+        settings.require_policy()
+        spec = load_robot(robot_name(settings.robot, settings.asset or None))
+        period_ns = round(1e9 / settings.rate_hz)
+        simulated = bool(self.get_parameter("use_sim_time").value)
+        self._clock_of_loop: SimulatedClock | WallClock = (
+            SimulatedClock(period_ns) if simulated else WallClock(period_ns)
+        )
+        self._source = source = open_source(settings.policy)
+        require(source.contract, spec)
+        self._output = CommandOutput(self, spec, settings)
+        cameras = {camera.name: (camera.width, camera.height) for camera in source.contract.cameras}
+        self._body = Ros2Body(spec, cameras, self._output.send, settings.camera_sync_s)
+        self._loop = ControlLoop.for_policy(
+            self._body,
+            Arm(spec),
+            source.contract,
+            source,
+            period_s=1.0 / settings.rate_hz,
+            blend_s=settings.blend_s,
+            limits=settings.limits,
+        )
+        self._instruction = self._instruction or settings.instruction
+        self._loop.set_instruction(self._instruction)
+        self._subscribe(cameras)
+
+    def _subscribe(self, cameras: dict[str, tuple[int, int]]) -> None:
+        settings, group = self._settings, self._sensors
+
+        def hear(kind: Any, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
+            made = self.create_subscription(kind, topic, callback, qos, callback_group=group)
+            self._subscriptions_of_robot.append(made)
+
+        hear(JointState, settings.joint_states_topic, self._on_joint_state, NEWEST)
+        if isinstance(self._clock_of_loop, SimulatedClock):
+            hear(Clock, "/clock", self._on_clock, NEWEST)
+        kind: Any = CompressedImage if settings.image_transport == "compressed" else Image
+        for name, size in cameras.items():
+            topic = parameters.camera_topic(self, name, settings.image_transport)
+            hear(kind, topic, self._on_image(name, *size), qos_profile_sensor_data)
+
+    def _brake(self) -> None:
+        if self.thread is not None and not self.thread.leave():
+            self.get_logger().error("the arm did not come to rest within 10 s; its driver's own watchdog must stop it")
+        self.thread = None
+        self._changed.trigger()
+
+    def _release(self) -> None:
+        for subscription in self._subscriptions_of_robot:
+            self.destroy_subscription(subscription)
+        if self._output is not None:
+            self._output.close()
+        if self._source is not None:
+            self._source.close()
+        self._subscriptions_of_robot, self._output = [], None
+        self._source, self._loop, self._body = None, None, None
+
+    def _refuse(self, reason: str) -> None:
+        self.failure = reason
+        self.get_logger().error(reason)
+
+    # Messages of the robot
+
+    def _on_clock(self, message: Clock) -> None:
+        if isinstance(self._clock_of_loop, SimulatedClock):
+            self._clock_of_loop.advance(messages.stamp_ns(message.clock))
+
+    def _stamp(self, header: Any) -> int:
+        if isinstance(self._clock_of_loop, SimulatedClock):
+            return messages.stamp_ns(header.stamp)
+        ros_now_ns = self.get_clock().now().nanoseconds
+        return on_loop_clock(messages.stamp_ns(header.stamp), ros_now_ns, self._clock_of_loop.now_ns())
+
+    def _on_joint_state(self, message: JointState) -> None:
+        if (body := self._body) is not None:
+            body.on_joint_state(message.name, message.position, message.velocity, self._stamp(message.header))
+
+    def _on_image(self, camera: str, width: int, height: int) -> Callable[[Any], None]:
+        def on_image(message: Any) -> None:
+            if (body := self._body) is None:
+                return
+            try:
+                compressed = isinstance(message, CompressedImage)
+                image = messages.decode_compressed(message) if compressed else messages.decode_image(message)
+                body.on_image(camera, messages.fit(image, width, height, camera), self._stamp(message.header))
+            except messages.ImageMisfit as error:
+                if body.problems.get(camera) != str(error):
+                    self.get_logger().error(str(error))
+                body.problems[camera] = str(error)
+
+        return on_image
+
+    # Orders
+
+    def _on_instruction(self, message: String) -> None:
+        if message.data.strip():
+            self._instruct(message.data.strip())
+        else:
+            self.get_logger().warning("an empty instruction is not followed; ~/stop stops the arm")
+
+    def _instruct(self, text: str) -> None:
+        self._instruction = text
+        if self._loop is not None:
+            self._loop.set_instruction(text)
+
+    def _on_parameters(self, changed: list[Parameter[Any]]) -> SetParametersResult:
+        for parameter in changed:
+            if parameter.name == "instruction":
+                if not str(parameter.value).strip():
+                    return SetParametersResult(successful=False, reason="the instruction is empty")
+                self._instruct(str(parameter.value).strip())
+            elif self._loop is not None and parameter.name not in ("record", "use_sim_time"):
+                reason = f"{parameter.name} is read when the node is configured: clean it up first"
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    def _service(self, name: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
+        def serve(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+            thread = self.thread
+            if thread is None or not thread.ticking:
+                response.success, response.message = False, "not moving: activate the node first"
+                return response
+            answer: Future[str | None] = thread.ask(getattr(thread.loop, name))
+            try:
+                denied = answer.result(ANSWER_S)
+            except NoAnswer:
+                response.success, response.message = False, f"no tick within {ANSWER_S:g} s: does the clock run?"
+                return response
+            response.success, response.message = denied is None, denied or thread.loop.mode.state
+            return response
+
+        return serve
+
+    # What it says about itself
+
+    def _report(self) -> None:
+        try:
+            thread, lifecycle = self.thread, self._state_machine.current_state[1]
+            state = thread.loop.mode.state if thread is not None and thread.started else lifecycle
+            reason = thread.reason if thread is not None else None
+            self._state.publish(String(data=f"{state}: {reason}" if reason else state))
+            message = diagnostics.report(self.get_fully_qualified_name(), lifecycle, thread, self._body)
+            message.header.stamp = self.get_clock().now().to_msg()
+            self._diagnostics.publish(message)
+        except rclpy.exceptions.InvalidHandle:  # the node is being taken down
+            return
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the node until SIGINT or SIGTERM, at which the arm brakes first."""
+    rclpy.init(args=arguments if arguments is not None else sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    node = ControllerNode()
+    code = 0
+    with spinning(node):
+        if node.get_parameter("autostart").value:
+            code = 0 if node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS else 1
+        while code == 0 and not stop.wait(0.5):
+            pass
+        node.trigger_shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return code
+
+
+class spinning:
+    """Executes a node's callbacks in threads, until the block ends."""
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self._executor = MultiThreadedExecutor(num_threads=THREADS)
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(timeout_sec=2.0)
+        self._thread.join(timeout=2.0)
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            return
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
