@@ -9,10 +9,14 @@ import json
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import volar
 from volar.robots.errors import Unknown, VolarError
 from volar.robots.interface import Policy
+
+if TYPE_CHECKING:
+    from volar.robots.contract import PolicyContract
 
 ENTRY_POINT_GROUP = "volar.policies"
 ARTIFACT_FILE = "artifact.json"
@@ -70,6 +74,15 @@ def find_policy(path: Path) -> Path:
     names = sorted(item.name for item in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     raise PolicyNotFound(path, f"the folder holds {', '.join(names[:5]) or 'nothing'}{more}")
+
+
+def read_contract(folder: Path) -> "PolicyContract":
+    """The contract of a policy's folder, without loading its weights where it lies beside them."""
+    from volar.robots.contract import PolicyContract
+
+    if (folder / "contract.json").is_file():
+        return PolicyContract.load(folder / "contract.json")
+    return load_policy(folder).contract
 
 
 def policy_type(folder: Path) -> str:

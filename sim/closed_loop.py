@@ -52,14 +52,26 @@ class ClosedLoop:
         max_steps: int | None = None,
         world_seed: int = 0,
     ) -> None:
-        self.world = world_for(task, robot, policy.contract, randomization, world_seed)
-        self.max_steps = max_steps or self.world.task.max_steps
-        self.trace = Trace()
+        self._prepare(policy.contract, task, robot, randomization, max_steps, world_seed)
         self._source = InProcessSource(policy, latency_s)
         self._loop = ControlLoop.for_policy(
             self.world.body, Arm(self.world.spec), policy.contract, self._source, period_s=CONTROL_PERIOD_S
         )
-        self._ticks = round(1.0 / (policy.contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
+
+    def _prepare(
+        self,
+        contract: PolicyContract,
+        task: str,
+        robot: str,
+        randomization: str,
+        max_steps: int | None,
+        world_seed: int,
+    ) -> None:
+        """What an episode needs whatever drives the arm."""
+        self.world = world_for(task, robot, contract, randomization, world_seed)
+        self.max_steps = max_steps or self.world.task.max_steps
+        self.trace = Trace()
+        self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
         # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.
         self._premises: dict[int, tuple[str, Mapping[str, Any]]] = {}
 
@@ -82,7 +94,7 @@ class ClosedLoop:
         """
         check_condition(condition)
         self.trace = Trace()
-        episode = _Episode(self.world, self.trace)
+        episode = RunningEpisode(self.world, self.trace)
         instruction = ""
         try:
             if draws is None and (wrong := self._premise(seed)):
@@ -123,7 +135,7 @@ class ClosedLoop:
         self._loop.reset(self.world.body.now_ns)
         return instruction
 
-    def _tick(self, episode: "_Episode") -> None:
+    def _tick(self, episode: "RunningEpisode") -> None:
         report = self._loop.tick(self.world.body.now_ns)
         if report.error is not None:  # here a policy that raises is a broken episode, not a hold
             raise report.error
@@ -132,7 +144,7 @@ class ClosedLoop:
         self.trace.state(self.world.data)
 
 
-class _Episode:
+class RunningEpisode:
     """What is counted while an episode runs."""
 
     def __init__(self, world: TaskWorld, trace: Trace) -> None:

@@ -1,4 +1,4 @@
-"""Under what an episode is run: how the policy is told, and what randomization draws.
+"""Under what an episode is run: how the policy is told, what randomization draws, how commands reach the arm.
 
 The same scenes are run under each condition, so that every one of them is paired with the standard one.
 """
@@ -15,6 +15,7 @@ STANDARD = "standard"
 WRONG_INSTRUCTION = "wrong_instruction"
 HELD_OUT_INSTRUCTION = "held_out_instruction"
 TOLD = (STANDARD, WRONG_INSTRUCTION, HELD_OUT_INSTRUCTION)
+THROUGH_ROS2 = "through_ros2"
 _RANDOMIZATION = "randomization:"
 
 
@@ -30,8 +31,8 @@ def randomization_of(condition: str, standard: str) -> str:
 
 def check_condition(condition: str) -> None:
     """Raises `Unknown` for a condition that does not exist."""
-    if condition not in TOLD and not condition.startswith(_RANDOMIZATION):
-        raise Unknown("condition", condition, (*TOLD, *map(under_randomization, PRESETS)))
+    if condition not in (*TOLD, THROUGH_ROS2) and not condition.startswith(_RANDOMIZATION):
+        raise Unknown("condition", condition, (*TOLD, THROUGH_ROS2, *map(under_randomization, PRESETS)))
 
 
 def told(world: "TaskWorld", condition: str) -> str:

@@ -82,11 +82,11 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.robots.control_loop import ControlLoop
     from volar.robots.kinematics import Arm
     from volar.robots.policy_source import open_source
+    from volar.robots.real_time import Pacer
     from volar.robots.spec import load_robot, robot_name
     from volar.sim import orders
     from volar.sim.closed_loop import world_for
     from volar.sim.control_report import print_summary, summarize
-    from volar.robots.real_time import Pacer
 
     path = _output_file(config)
     robot = robot_name(config.robot.partition("/")[2], config.asset)

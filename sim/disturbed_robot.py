@@ -54,7 +54,7 @@ class DisturbedRobot:
         self._curve: Image | None = None
         self._kernel: NDArray[np.float32] | None = None
         self._past: deque[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=_HISTORY)
-        self._due: deque[tuple[int, JointCommand]] = deque()
+        self._due: deque[tuple[int, NDArray[np.float64], NDArray[np.float64], float]] = deque()
         self._last: dict[str, Image] = {}
         self._action_ns = self._state_ns = self._image_ns = 0  # delays
         self.disturbance = Disturbance()
@@ -105,15 +105,21 @@ class DisturbedRobot:
         return state
 
     def send(self, command: JointCommand) -> None:
+        self.drive(command.q, command.dq, command.gripper_width_m)
+
+    def drive(self, q: NDArray[np.float64], dq: NDArray[np.float64], gripper_width_m: float) -> None:
+        """As `SimRobot.drive`, late, and by encoders that are off."""
+        q = q - self.disturbance.joint_offset
         if self._action_ns:
-            self._due.append((self.inner.now_ns + self._action_ns, command))
+            self._due.append((self.inner.now_ns + self._action_ns, q, dq, gripper_width_m))
         else:
-            self.inner.send(command, self.disturbance.joint_offset)
+            self.inner.drive(q, dq, gripper_width_m)
 
     def advance(self, dt_s: float) -> None:
         """As `SimRobot.advance`; a command that is due acts from its beginning."""
         while self._due and self._due[0][0] <= self.inner.now_ns:
-            self.inner.send(self._due.popleft()[1], self.disturbance.joint_offset)
+            _, q, dq, gripper_width_m = self._due.popleft()
+            self.inner.drive(q, dq, gripper_width_m)
         self.inner.advance(dt_s)
         if self._past:
             self._remember()

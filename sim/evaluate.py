@@ -23,6 +23,7 @@ from volar.robots.spec import robot_name
 if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
     from volar.sim.episode_record import EpisodeRecord
+    from volar.sim.evaluation import Bench
     from volar.sim.evaluation_plan import Plan
 
 EXAMPLES = (
@@ -31,6 +32,7 @@ EXAMPLES = (
     "volar-evaluate policy=runs/policy output=runs/evaluation resume=true",
     "volar-evaluate policy=runs/policy stop=sequential margin=0.1 episodes=500 output=runs/sequential",
     "volar-evaluate policy=runs/policy randomization=all output=runs/robustness",
+    "volar-evaluate policy=runs/artifact through=ros2 episodes=16 output=runs/through-ros2",
     "volar-evaluate policy=runs/policy checkpoints=all episodes=20 output=runs/curve",
     "volar-evaluate compare runs/evaluation runs/other-evaluation",
     "volar-evaluate replay runs/evaluation/replays/lift_0007_standard.npz",
@@ -60,6 +62,10 @@ class EvaluateConfig:
     )
     paraphrases: bool = field(
         default=False, metadata={"help": "run every episode again, told in a phrasing that no demonstration has"}
+    )
+    through: Literal["process", "ros2"] = field(
+        default="process",
+        metadata={"help": "ros2: every episode again through the controller node and a simulated arm's, in real time"},
     )
     stop: Literal["never", "sequential"] = field(
         default="never", metadata={"help": "sequential: end each task as soon as its interval is within margin"}
@@ -112,7 +118,8 @@ class EvaluateConfig:
 
         told = {conditions.WRONG_INSTRUCTION: self.wrong_instruction, conditions.HELD_OUT_INSTRUCTION: self.paraphrases}
         others = map(conditions.under_randomization, self.randomizations[1:])
-        return conditions.STANDARD, *(name for name, wanted in told.items() if wanted), *others
+        nodes = (conditions.THROUGH_ROS2,) if self.through == "ros2" else ()
+        return conditions.STANDARD, *(name for name, wanted in told.items() if wanted), *others, *nodes
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -122,17 +129,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     task or robot, `VolarError` when the output folder holds something else or no episode could be run.
     """
     from volar.robots.contract import require
-    from volar.robots.policies import default_policy, find_policy
+    from volar.robots.policies import default_policy, find_policy, read_contract
+    from volar.robots.policy_source import artifact_folder
     from volar.robots.spec import load_robot
     from volar.sim import evaluation, evaluation_folder, films
     from volar.sim.evaluation_plan import Plan
-    from volar.sim.evaluation_progress import run_plan
     from volar.sim.randomizer import require_possible
 
     tasks = _task_names(config)
     robot = load_robot(config.model)
     folder = find_policy(config.policy or default_policy())
-    contract = evaluation.read_contract(folder)
+    if config.through == "ros2":
+        artifact_folder(str(folder))  # what a controller runs, or the reason why not
+    contract = read_contract(folder)
     require(contract, robot)
     identity = _identity(config, tasks, folder)
     require_possible(config.randomizations, tasks, config.model)
@@ -148,7 +157,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     margin = (config.margin or _MARGIN) if config.stop == "sequential" else None
     plan = Plan(tasks, config.conditions, config.episodes, config.seed, config.output, margin)
-    records = plan.own(run_plan(bench, plan, records, _workers(config)))
+    records = plan.own(_run(config, bench, plan, records))
     _require_some(records)
     results = _results(config, plan, folder, contract, identity, records)
     results["learning_curve"] = _learning_curve(config, others, results)
@@ -157,6 +166,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     _write(config, results, contract)
     return results
+
+
+def _run(config: EvaluateConfig, bench: "Bench", plan: "Plan", records: "list[EpisodeRecord]") -> "list[EpisodeRecord]":
+    """What is missing: first, on every core, what runs on a virtual clock; then what needs the cores in real time."""
+    from volar.sim.conditions import THROUGH_ROS2
+    from volar.sim.evaluation_plan import Plan
+    from volar.sim.evaluation_progress import run_plan
+
+    if config.through == "ros2":
+        alone = tuple(name for name in plan.conditions if name != THROUGH_ROS2)
+        virtual = Plan(plan.tasks, alone, plan.episodes, plan.seed, plan.output, plan.margin)
+        records = run_plan(bench, virtual, records, _workers(config))
+        return run_plan(bench, plan, records, 1)
+    return run_plan(bench, plan, records, _workers(config))
 
 
 def _task_names(config: EvaluateConfig) -> tuple[str, ...]:
@@ -256,6 +279,7 @@ def _learning_curve(
             print(f"checkpoint {step}")
             output = config.output / "checkpoints" / f"{step:06d}"
             alone = replace(config, checkpoints="last", wrong_instruction=False, paraphrases=False, videos=0)
+            alone = replace(alone, through="process")
             alone = replace(alone, randomization=config.randomizations[0], resume=True, overwrite=False)
             found = evaluate(replace(alone, policy=path, output=output))
         curve.append({"step": step, **found["overall"]})
@@ -273,7 +297,18 @@ def _write(config: EvaluateConfig, results: dict[str, Any], contract: "PolicyCon
     write_whole(config.output / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     report = write_report(config.output, results, contract)
     print_table(results)
+    if config.through == "ros2":
+        print(_beside(results))
     print(f"report: {report}")
+
+
+def _beside(results: dict[str, Any]) -> str:
+    """What the two ways to the arm say about each other, in words."""
+    from volar.sim.comparison import compare, sentence
+    from volar.sim.conditions import THROUGH_ROS2
+
+    judged = compare(results, [results[THROUGH_ROS2]])[0]["overall"]
+    return f"the same episodes: {sentence(judged, 'in process', 'through ROS 2')}"
 
 
 def _main(config: EvaluateConfig) -> None:

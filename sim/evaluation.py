@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.limit_margins import LimitMargins
 from volar.robots.spec import load_robot
 from volar.sim.closed_loop import ClosedLoop
-from volar.sim.conditions import randomization_of
+from volar.sim.conditions import THROUGH_ROS2, randomization_of
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.randomization import fingerprint
 from volar.sim.replay_file import write_replay
@@ -193,12 +192,18 @@ _current: tuple[Any, ClosedLoop] | None = None  # a worker's; jobs come task by 
 
 def _closed_loop(bench: Bench, job: Job) -> ClosedLoop:
     global _current
-    key = bench, job.task, randomization_of(job.condition, bench.randomization)
+    through_ros2 = job.condition == THROUGH_ROS2
+    key = bench, job.task, randomization_of(job.condition, bench.randomization), through_ros2
     if _current is None or _current[0] != key:
         if _current is not None:
             _current[1].close()
-        policy, limits = _policy(bench.policy), (bench.max_steps, bench.world_seed)
-        made = ClosedLoop(policy, job.task, bench.robot, bench.latency_s, key[2], *limits)
+        limits = bench.max_steps, bench.world_seed
+        if through_ros2:
+            from volar.sim.through_ros2 import Ros2ClosedLoop
+
+            made: ClosedLoop = Ros2ClosedLoop(Path(bench.policy), job.task, bench.robot, key[2], *limits)
+        else:
+            made = ClosedLoop(_policy(bench.policy), job.task, bench.robot, bench.latency_s, key[2], *limits)
         _current = key, made
     return _current[1]
 
@@ -208,15 +213,6 @@ def _policy(path: str) -> Any:
     from volar.robots.policies import load_policy
 
     return load_policy(Path(path))
-
-
-def read_contract(folder: Path) -> PolicyContract:
-    """The contract of a policy's folder, without loading its weights where it lies beside them."""
-    if (folder / "contract.json").is_file():
-        return PolicyContract.load(folder / "contract.json")
-    from volar.robots.policies import load_policy
-
-    return load_policy(folder).contract
 
 
 @functools.cache

@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from volar.sim.conditions import HELD_OUT_INSTRUCTION, WRONG_INSTRUCTION, under_randomization
+from volar.sim.conditions import HELD_OUT_INSTRUCTION, THROUGH_ROS2, WRONG_INSTRUCTION, under_randomization
 from volar.sim.report_page import bar, card, e, note, rate, row, section, spread, table
 
 Results = Mapping[str, Any]
-# Conditions that differ in what the policy is told: in a table's head, and in a sentence.
+# Conditions that differ in what the policy is told, or in how it reaches the arm: in a table's head, and in a sentence.
 _TOLD = {
     WRONG_INSTRUCTION: ("wrong instruction", "told another order"),
     HELD_OUT_INSTRUCTION: ("new phrasing", "told in a phrasing that no demonstration has"),
+    THROUGH_ROS2: ("through ROS 2", "through two ROS 2 nodes, in real time"),
 }
 
 
@@ -20,7 +21,7 @@ def label(condition: str) -> str:
 
 
 def told(results: Results) -> list[str]:
-    """The conditions that differ in what the policy is told."""
+    """The conditions that differ in what the policy is told, or in how it reaches the arm."""
     return [key for key in _TOLD if key in results]
 
 

@@ -90,11 +90,13 @@ class SimRobot:
         """When the cameras' newest images were taken [ns]: rendered when asked for, so now."""
         return dict.fromkeys(self._cameras, self.now_ns)
 
-    def send(self, command: JointCommand, offset: NDArray[np.float64] | None = None) -> None:
-        """`offset` (J,) [rad]: by how much the encoders show more than there is."""
-        q = command.q if offset is None else command.q - offset
-        self._data.ctrl[self._ctrl] = q + self._lag_s * command.dq
-        self._data.ctrl[self._gripper] = command.gripper_width_m
+    def send(self, command: JointCommand) -> None:
+        self.drive(command.q, command.dq, command.gripper_width_m)
+
+    def drive(self, q: NDArray[np.float64], dq: NDArray[np.float64], gripper_width_m: float) -> None:
+        """What a command does to the motors: q (J,) [rad], dq (J,) [rad/s]."""
+        self._data.ctrl[self._ctrl] = q + self._lag_s * dq
+        self._data.ctrl[self._gripper] = gripper_width_m
 
     def advance(self, dt_s: float) -> None:
         """Steps the physics. Raises `SimulationDiverged` when it becomes unstable or non-finite,

@@ -14,6 +14,7 @@ from volar.robots.real_time import Pacer, real_time_scheduling, without_garbage_
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.world import TaskWorld
 
+
 @dataclass
 class Timing:
     """When ticks began [ns] and how long they and the chunks took [s], over one run."""

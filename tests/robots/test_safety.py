@@ -314,7 +314,10 @@ def test_it_must_be_reset_first_and_to_numbers(arm: Arm) -> None:
 
 
 def test_only_the_filter_makes_commands_and_only_the_loop_sends_them() -> None:
-    """Over the sources: `JointCommand(...)` is called in safety.py alone, `body.send` in control_loop.py."""
+    """Over the sources: `JointCommand(...)` is called in safety.py alone, `body.send` in control_loop.py.
+
+    At the other end of the wire an arm reads commands from messages: sim/through_ros2.py keeps the ones it received.
+    """
     root = Path(__file__).parents[2]
     made, sent = set(), set()
     for area in ("robots", "sim", "vla", "rl", "datasets"):
@@ -327,7 +330,7 @@ def test_only_the_filter_makes_commands_and_only_the_loop_sends_them() -> None:
                     made.add(str(path.relative_to(root)))
                 if function.endswith("body.send") or function in ("robot.send", "self.robot.send"):
                     sent.add(str(path.relative_to(root)))
-    assert made == {"robots/safety.py"}
+    assert made == {"robots/safety.py", "sim/through_ros2.py"}
     assert sent == {"robots/control_loop.py"}
 
 

@@ -1,0 +1,249 @@
+"""One simulated arm as a ROS 2 node, a control period at a time: state and images out, commands in, physics between."""
+
+import json
+import threading
+from array import array
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.sim.command_check import GAP_PERIODS, CommandCheck
+from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
+
+if TYPE_CHECKING:
+    from std_srvs.srv import Trigger
+
+Vector = NDArray[np.float64]
+
+NAME: Final = "volar_sim_robot"
+PERIOD_NS: Final = round(CONTROL_PERIOD_S * 1e9)
+JPEG_QUALITY: Final = 90
+APART_NS: Final = 1_000_000_000  # between two scenes on the clock, which never goes back
+
+
+class Twin:
+    """The arm of `world` on its usual topics. A context manager: inside it, messages are taken.
+
+    One period: `begin_period` publishes what is measured and the clock; commands come; `end_period` applies the newest
+    and steps the physics. `received`: commands so far; `reflex_reason`: why the arm has stopped by itself, or "".
+    """
+
+    def __init__(
+        self,
+        world: TaskWorld,
+        camera_hz: float = 25.0,
+        compressed: bool = False,
+        reflex: bool = True,
+    ) -> None:
+        from rclpy.node import Node
+
+        self.world = world
+        self.node = Node(NAME)
+        self.received = 0
+        self.reflex_reason = ""
+        self.check = CommandCheck(world.spec, CONTROL_PERIOD_S)
+        self.arrived = threading.Condition()
+        self._reflex, self._compressed = reflex, compressed
+        self._frame_every = round(1.0 / (camera_hz * CONTROL_PERIOD_S))
+        self._base_ns, self._periods, self._silent = APART_NS, 0, 0
+        self._newest: tuple[Vector, Vector] | None = None
+        self._asked_reset = False
+        self.last_q: Vector = np.array(world.spec.home)
+        self.last_dq: Vector = np.zeros(world.spec.joints)
+        self.width_m = world.spec.gripper_width_max
+        self.restart()
+        self._make_publishers()
+        self._listen()
+
+    @property
+    def now_ns(self) -> int:
+        """The time on `/clock` [ns]; it goes on over all scenes."""
+        return self._base_ns + self._periods * PERIOD_NS
+
+    def restart(self) -> None:
+        """The world has been reset: the arm rests where it is."""
+        self._base_ns, self._periods = self.now_ns + APART_NS, 0
+        state = self.world.body.joint_state()
+        with self.arrived:
+            self.last_q, self.last_dq, self.width_m = state.q.copy(), np.zeros_like(state.q), state.gripper_width_m
+            self.check.reset(state.q)
+            self._newest, self.reflex_reason, self.received, self._silent = None, "", 0, 0
+
+    def begin_period(self) -> None:
+        """Publishes joint states, images when they are due, and then the clock."""
+        if self._asked_reset:
+            self._asked_reset = False
+            self.world.reset(self.world.seed + 1)
+            self.restart()
+        stamp = self._stamp()
+        self._publish_state(stamp)
+        if self._periods % self._frame_every == 0:
+            self._publish_images(stamp)
+        self._clock.publish(self._clock_type(clock=stamp))
+
+    def end_period(self, physics: bool = True) -> None:
+        """Applies the newest command, or the last one again, and steps by one period."""
+        with self.arrived:
+            newest, self._newest = self._newest, None
+            self._silent = 0 if newest is not None else self._silent + 1
+            if newest is not None:
+                self.last_q, self.last_dq = newest
+            elif self._silent == GAP_PERIODS:
+                self.last_dq = np.zeros_like(self.last_dq)
+                self.check.rest()
+        self._periods += 1
+        if physics:
+            self.world.body.drive(self.last_q, self.last_dq, self.width_m)
+            self.world.advance(CONTROL_PERIOD_S)
+
+    def __enter__(self) -> Self:
+        from rclpy.executors import SingleThreadedExecutor
+
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(timeout_sec=2.0)
+        self._thread.join(timeout=2.0)
+        self.node.destroy_node()
+
+    # Out
+
+    def _make_publishers(self) -> None:
+        from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+        from rosgraph_msgs.msg import Clock
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+        from std_msgs.msg import String
+
+        make, latched = self.node.create_publisher, QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._image_type, self._compressed_type, self._state_type = Image, CompressedImage, JointState
+        self._clock_type, self._string = Clock, String
+        self._states = make(JointState, "joint_states", 10)  # reliable, as joint_state_broadcaster's
+        self._clock = make(Clock, "/clock", 10)
+        self._status = make(String, "~/state", latched)
+        self._said = ""
+        cameras = self.world.body.cameras
+        self._images = {name: make(Image, f"{name}/image_raw", qos_profile_sensor_data) for name in cameras}
+        self._infos = {name: make(CameraInfo, f"{name}/camera_info", qos_profile_sensor_data) for name in cameras}
+        topics = {name: f"{name}/image_raw/compressed" for name in cameras} if self._compressed else {}
+        self._jpegs = {name: make(CompressedImage, topic, qos_profile_sensor_data) for name, topic in topics.items()}
+
+    def _stamp(self) -> Any:
+        from builtin_interfaces.msg import Time
+
+        return Time(sec=self.now_ns // 1_000_000_000, nanosec=self.now_ns % 1_000_000_000)
+
+    def _publish_state(self, stamp: Any) -> None:
+        spec, state = self.world.spec, self.world.body.joint_state()
+        fingers = spec.finger_positions(state.gripper_width_m)
+        message = self._state_type(name=[*spec.joint_names, *spec.gripper_joint_names])
+        message.header.stamp = stamp
+        message.position = array("d", np.concatenate([state.q, fingers]))
+        message.velocity = array("d", np.concatenate([state.dq, np.zeros(len(fingers))]))
+        self._states.publish(message)
+        facts = {"task": self.world.task.name, "seed": self.world.seed, "instruction": self.world.instruction}
+        said = json.dumps({**facts, "success": bool(self.world.success()), "reflex": self.reflex_reason})
+        if said != self._said:
+            self._said = said
+            self._status.publish(self._string(data=said))
+
+    def _publish_images(self, stamp: Any) -> None:
+        for name, image in self.world.body.images().items():
+            height, width = image.shape[:2]
+            message = self._image_type(height=height, width=width, encoding="rgb8", step=3 * width)
+            message.header.stamp, message.header.frame_id = stamp, f"{name}_optical_frame"
+            message.data = image.tobytes()  # bytes are taken as they are; an array would be copied number by number
+            self._images[name].publish(message)
+            self._infos[name].publish(self._camera_info(name, width, height, message.header))
+            if name in self._jpegs:
+                self._jpegs[name].publish(self._jpeg(image, message.header))
+
+    def _camera_info(self, name: str, width: int, height: int, header: Any) -> Any:
+        """A pinhole without distortion; the principal point in the middle of the image."""
+        from sensor_msgs.msg import CameraInfo
+
+        fovy = np.radians(float(self.world.model.camera(name).fovy[0]))
+        f = height / 2 / np.tan(fovy / 2)  # [pixels]
+        cx, cy = width / 2, height / 2
+        info = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
+        info.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
+        info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        info.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+        return info
+
+    def _jpeg(self, image: NDArray[np.uint8], header: Any) -> Any:
+        import cv2
+
+        _, code = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        message = self._compressed_type(header=header, format="rgb8; jpeg compressed bgr8")
+        message.data = code.tobytes()
+        return message
+
+    # In
+
+    def _listen(self) -> None:
+        from std_msgs.msg import Float64MultiArray
+        from std_srvs.srv import Trigger
+        from trajectory_msgs.msg import JointTrajectory
+
+        spec, hear = self.world.spec, self.node.create_subscription
+        hear(JointTrajectory, spec.trajectory_topic, self._on_trajectory, 1)
+        hear(Float64MultiArray, "forward_position_controller/commands", self._on_positions, 1)
+        hear(Float64MultiArray, "gripper_controller/commands", self._on_gripper, 1)
+        self.node.create_service(Trigger, "~/recover", self._on_recover)
+        self.node.create_service(Trigger, "~/reset", self._on_reset)
+
+    def _on_trajectory(self, message: Any) -> None:
+        spec = self.world.spec
+        if sorted(message.joint_names) != sorted(spec.joint_names) or not message.points:
+            self.node.get_logger().error(
+                f"a trajectory of {len(message.points)} points for {list(message.joint_names)} is refused: "
+                f"this arm has {list(spec.joint_names)}",
+                throttle_duration_sec=1.0,
+            )
+            return
+        order = [list(message.joint_names).index(name) for name in spec.joint_names]
+        point = message.points[-1]
+        q = np.array(point.positions)[order] if len(point.positions) == spec.joints else np.full(spec.joints, np.nan)
+        self._take(q, np.array(point.velocities)[order] if len(point.velocities) == spec.joints else None)
+
+    def _on_positions(self, message: Any) -> None:
+        self._take(np.array(message.data, np.float64), None)
+
+    def _on_gripper(self, message: Any) -> None:
+        if len(message.data) == 1 and np.isfinite(message.data[0]):
+            self.width_m = float(np.clip(message.data[0], 0.0, self.world.spec.gripper_width_max))
+
+    def _take(self, q: Vector, dq: Vector | None) -> None:
+        with self.arrived:
+            if not self.reflex_reason:
+                reason = self.check.look(q) if q.shape == self.last_q.shape else f"{len(q)} positions"
+                if reason is not None and self._reflex:
+                    self.reflex_reason, self._newest = reason, None
+                    self.last_dq = np.zeros_like(self.last_dq)
+                    self.node.get_logger().error(f"reflex: {reason}")
+                elif reason is None or np.isfinite(q).all():
+                    before = self._newest[0] if self._newest is not None else self.last_q
+                    self._newest = q, (q - before) / CONTROL_PERIOD_S if dq is None else dq
+            self.received += 1
+            self.arrived.notify_all()
+
+    def _on_recover(self, _: "Trigger.Request", response: "Trigger.Response") -> "Trigger.Response":
+        with self.arrived:
+            self.last_q = self.world.body.joint_state().q.copy()
+            self.check.reset(self.last_q)
+            response.success, response.message = True, self.reflex_reason
+            self.reflex_reason = ""
+        return response
+
+    def _on_reset(self, _: "Trigger.Request", response: "Trigger.Response") -> "Trigger.Response":
+        self._asked_reset = True
+        response.success, response.message = True, f"seed {self.world.seed + 1} at the next period"
+        return response
