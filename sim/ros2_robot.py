@@ -36,6 +36,7 @@ class SimRobotConfig:
     image_size: int = field(default=96, metadata={"help": "width and height of the images [pixels]"})
     compressed: bool = field(default=False, metadata={"help": "JPEG on <camera>/image_raw/compressed as well"})
     reflex: bool = field(default=True, metadata={"help": "stop at a command that breaks the arm's limits"})
+    sim_time: bool = field(default=True, metadata={"help": "publish /clock; false: stamp with the machine's own time"})
     duration_s: float | None = field(
         default=None, metadata={"help": "simulated time after which it ends; by default never"}
     )
@@ -77,7 +78,7 @@ def serve(config: SimRobotConfig, ros_arguments: list[str]) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    twin = Twin(world, camera_hz=config.camera_hz, compressed=config.compressed, reflex=config.reflex)
+    twin = Twin(world, config.camera_hz, config.compressed, config.reflex, config.sim_time)
     pacer = Pacer(round(CONTROL_PERIOD_S * 1e9))
     print(f"{config.robot} before the task {config.task}: {world.instruction!r}", flush=True)
     try:

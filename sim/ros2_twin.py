@@ -28,6 +28,7 @@ class Twin:
 
     One period: `begin_period` publishes what is measured and the clock; commands come; `end_period` applies the newest
     and steps the physics. `received`: commands so far; `reflex_reason`: why the arm has stopped by itself, or "".
+    Without `sim_time` it stamps with the machine's time, as a real arm does, and publishes no clock.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Twin:
         camera_hz: float = 25.0,
         compressed: bool = False,
         reflex: bool = True,
+        sim_time: bool = True,
     ) -> None:
         from rclpy.node import Node
 
@@ -45,13 +47,14 @@ class Twin:
         self.reflex_reason = ""
         self.check = CommandCheck(world.spec, CONTROL_PERIOD_S)
         self.arrived = threading.Condition()
-        self._reflex, self._compressed = reflex, compressed
+        self._reflex, self._compressed, self._sim_time = reflex, compressed, sim_time
         self._frame_every = round(1.0 / (camera_hz * CONTROL_PERIOD_S))
         self._base_ns, self._periods, self._silent = APART_NS, 0, 0
-        self._newest: tuple[Vector, Vector] | None = None
+        self._newest: tuple[Vector, Vector, Vector] | None = None
         self._asked_reset = False
         self.last_q: Vector = np.array(world.spec.home)
         self.last_dq: Vector = np.zeros(world.spec.joints)
+        self.last_ddq: Vector = np.zeros(world.spec.joints)
         self.width_m = world.spec.gripper_width_max
         self.restart()
         self._make_publishers()
@@ -81,7 +84,8 @@ class Twin:
         self._publish_state(stamp)
         if self._periods % self._frame_every == 0:
             self._publish_images(stamp)
-        self._clock.publish(self._clock_type(clock=stamp))
+        if self._sim_time:
+            self._clock.publish(self._clock_type(clock=stamp))
 
     def end_period(self, physics: bool = True) -> None:
         """Applies the newest command, or the last one again, and steps by one period."""
@@ -89,9 +93,9 @@ class Twin:
             newest, self._newest = self._newest, None
             self._silent = 0 if newest is not None else self._silent + 1
             if newest is not None:
-                self.last_q, self.last_dq = newest
+                self.last_q, self.last_dq, self.last_ddq = newest
             elif self._silent == GAP_PERIODS:
-                self.last_dq = np.zeros_like(self.last_dq)
+                self.last_dq, self.last_ddq = np.zeros_like(self.last_dq), np.zeros_like(self.last_dq)
                 self.check.rest()
         self._periods += 1
         if physics:
@@ -126,7 +130,8 @@ class Twin:
         self._image_type, self._compressed_type, self._state_type = Image, CompressedImage, JointState
         self._clock_type, self._string = Clock, String
         self._states = make(JointState, "joint_states", 10)  # reliable, as joint_state_broadcaster's
-        self._clock = make(Clock, "/clock", 10)
+        if self._sim_time:
+            self._clock = make(Clock, "/clock", 10)
         self._status = make(String, "~/state", latched)
         self._said = ""
         cameras = self.world.body.cameras
@@ -138,6 +143,8 @@ class Twin:
     def _stamp(self) -> Any:
         from builtin_interfaces.msg import Time
 
+        if not self._sim_time:
+            return self.node.get_clock().now().to_msg()
         return Time(sec=self.now_ns // 1_000_000_000, nanosec=self.now_ns % 1_000_000_000)
 
     def _publish_state(self, stamp: Any) -> None:
@@ -194,9 +201,9 @@ class Twin:
         from trajectory_msgs.msg import JointTrajectory
 
         spec, hear = self.world.spec, self.node.create_subscription
-        hear(JointTrajectory, spec.trajectory_topic, self._on_trajectory, 1)
-        hear(Float64MultiArray, "forward_position_controller/commands", self._on_positions, 1)
-        hear(Float64MultiArray, "gripper_controller/commands", self._on_gripper, 1)
+        hear(JointTrajectory, spec.trajectory_topic, self._on_trajectory, 10)
+        hear(Float64MultiArray, "forward_position_controller/commands", self._on_positions, 10)
+        hear(Float64MultiArray, "gripper_controller/commands", self._on_gripper, 10)
         self.node.create_service(Trigger, "~/recover", self._on_recover)
         self.node.create_service(Trigger, "~/reset", self._on_reset)
 
@@ -211,27 +218,29 @@ class Twin:
             return
         order = [list(message.joint_names).index(name) for name in spec.joint_names]
         point = message.points[-1]
-        q = np.array(point.positions)[order] if len(point.positions) == spec.joints else np.full(spec.joints, np.nan)
-        self._take(q, np.array(point.velocities)[order] if len(point.velocities) == spec.joints else None)
+        given = (point.positions, point.velocities, point.accelerations)
+        rows = [np.array(row)[order] if len(row) == spec.joints else None for row in given]
+        self._take(np.full(spec.joints, np.nan) if rows[0] is None else rows[0], rows[1], rows[2])
 
     def _on_positions(self, message: Any) -> None:
-        self._take(np.array(message.data, np.float64), None)
+        self._take(np.array(message.data, np.float64))
 
     def _on_gripper(self, message: Any) -> None:
         if len(message.data) == 1 and np.isfinite(message.data[0]):
             self.width_m = float(np.clip(message.data[0], 0.0, self.world.spec.gripper_width_max))
 
-    def _take(self, q: Vector, dq: Vector | None) -> None:
+    def _take(self, q: Vector, dq: Vector | None = None, ddq: Vector | None = None) -> None:
         with self.arrived:
             if not self.reflex_reason:
                 reason = self.check.look(q) if q.shape == self.last_q.shape else f"{len(q)} positions"
                 if reason is not None and self._reflex:
                     self.reflex_reason, self._newest = reason, None
-                    self.last_dq = np.zeros_like(self.last_dq)
+                    self.last_dq, self.last_ddq = np.zeros_like(self.last_dq), np.zeros_like(self.last_dq)
                     self.node.get_logger().error(f"reflex: {reason}")
                 elif reason is None or np.isfinite(q).all():
                     before = self._newest[0] if self._newest is not None else self.last_q
-                    self._newest = q, (q - before) / CONTROL_PERIOD_S if dq is None else dq
+                    dq = (q - before) / CONTROL_PERIOD_S if dq is None else dq
+                    self._newest = q, dq, np.zeros_like(q) if ddq is None else ddq
             self.received += 1
             self.arrived.notify_all()
 

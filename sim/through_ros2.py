@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from volar.robots.body import JointCommand
 from volar.robots.errors import VolarError
 from volar.robots.policies import read_contract
@@ -77,7 +75,7 @@ class Ros2ClosedLoop(ClosedLoop):
             raise VolarError(f"the controller ended: {self._controller.error}")
         reason = STARVED if not came else f"reflex: {twin.reflex_reason}" if twin.reflex_reason else None
         twin.end_period()
-        command = JointCommand(twin.last_q, twin.last_dq, np.zeros_like(twin.last_q), twin.width_m)
+        command = JointCommand(twin.last_q, twin.last_dq, twin.last_ddq, twin.width_m)
         episode.command(command, reason or self._controller.reason, None)
         self.trace.state(self.world.data)
 

@@ -1,8 +1,10 @@
 """A command of the safety filter as the messages an arm's controllers take."""
 
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -16,28 +18,40 @@ from volar.robots.spec import RobotSpec
 if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode
 
-NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)  # a command that is late has been replaced
+# Every command counts: a subscriber that misses one sees the arm told to move twice as far in a period.
+COMMANDS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 GOAL_M = 0.001  # a gripper action is sent again when the width to reach has changed by this
 
 
 class CommandOutput:
     """Publishes one command a period; the publishers are silent while the node is not active.
 
-    Raises `VolarError` where the gripper's action is wanted and `control_msgs` is not installed.
+    `problem(topic, text)`: called when a subscriber cannot hear us. Raises `VolarError` where the gripper's action is
+    wanted and `control_msgs` is not installed.
     """
 
-    def __init__(self, node: "LifecycleNode", spec: RobotSpec, settings: NodeSettings) -> None:
-        self._node, self._spec = node, spec
+    def __init__(
+        self, node: "LifecycleNode", spec: RobotSpec, settings: NodeSettings, problem: Callable[[str, str], None]
+    ) -> None:
+        self._node, self._spec, self._problem = node, spec, problem
         self._period_ns = round(1e9 / settings.rate_hz)
         self._stamped = settings.command_output == "joint_trajectory"
         kind: Any = JointTrajectory if self._stamped else Float64MultiArray
         topic = (settings.trajectory_topic or spec.trajectory_topic) if self._stamped else settings.position_topic
-        self._arm = node.create_lifecycle_publisher(kind, topic, NEWEST)
+        self._arm = self._publisher(kind, topic)
         self._gripper, self._action = None, None
         if _gripper_by_action(settings):
             self._action = _GripperAction(node, spec, settings.gripper_action or spec.gripper_action)
         else:
-            self._gripper = node.create_lifecycle_publisher(Float64MultiArray, settings.gripper_topic, NEWEST)
+            self._gripper = self._publisher(Float64MultiArray, settings.gripper_topic)
+
+    def _publisher(self, kind: Any, topic: str) -> Any:
+        def incompatible(event: Any) -> None:
+            policy = event.last_policy_kind.name.lower()
+            self._problem(topic, f"a subscriber asks for {policy} that a stream of commands does not offer")
+
+        events = PublisherEventCallbacks(incompatible_qos=incompatible)
+        return self._node.create_lifecycle_publisher(kind, topic, COMMANDS, event_callbacks=events)
 
     def send(self, command: JointCommand) -> None:
         """`Ros2Body`'s `publish`."""

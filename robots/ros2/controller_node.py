@@ -170,7 +170,7 @@ class ControllerNode(LifecycleNode):
         )
         self._source = source = open_source(settings.policy)
         require(source.contract, spec)
-        self._output = CommandOutput(self, spec, settings)
+        self._output = CommandOutput(self, spec, settings, self._note_problem)
         cameras = {camera.name: (camera.width, camera.height) for camera in source.contract.cameras}
         self._body = Ros2Body(spec, cameras, self._output.send, settings.camera_sync_s)
         self._loop = ControlLoop.for_policy(
@@ -215,6 +215,11 @@ class ControllerNode(LifecycleNode):
             self._source.close()
         self._subscriptions_of_robot, self._output = [], None
         self._source, self._loop, self._body = None, None, None
+
+    def _note_problem(self, topic: str, text: str) -> None:
+        self.get_logger().warning(f"{topic}: {text}")
+        if self._body is not None:
+            self._body.problems[topic] = text
 
     def _refuse(self, reason: str) -> None:
         self.failure = " ".join(reason.split())

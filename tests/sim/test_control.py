@@ -15,13 +15,14 @@ from volar.robots.control_loop import ControlLoop, InProcessSource
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.exported_policy import ExportedPolicy
 from volar.robots.kinematics import Arm
+from volar.robots.real_time import SPIN_S, Pacer
 from volar.robots.tokenize_words import TokenizerError
 from volar.sim.closed_loop import ClosedLoop, episode_seed, world_for
 from volar.sim.control import ControlConfig, control
 from volar.sim.control_report import Run, summarize
 from volar.sim.orders import Order, seeds, understand
 from volar.sim.tasks import TASKS
-from volar.sim.wall_clock import SPIN_S, Pacer, run_in_real_time
+from volar.sim.wall_clock import run_in_real_time
 from volar.sim.world import TaskWorld
 
 PERIOD_NS = 10_000_000
