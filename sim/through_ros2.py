@@ -23,7 +23,6 @@ from volar.sim.closed_loop import ClosedLoop, RunningEpisode
 from volar.sim.conditions import told
 from volar.sim.ros2_twin import PERIOD_NS, Twin
 
-COMMAND_S: Final = 0.2  # how long the physics waits for a command; then the arm goes on as it was told, and it counts
 READY_S: Final = 30.0  # for the controller to be found and to answer
 STARVED: Final = "no_command"
 CONTROLLER: Final = "volar_controller"
@@ -66,11 +65,10 @@ class Ros2ClosedLoop(ClosedLoop):
     def _tick(self, episode: RunningEpisode) -> None:
         assert self._twin is not None
         assert self._controller is not None
-        twin, before = self._twin, self._twin.received
+        twin = self._twin
         self._pacer.wait()
         twin.begin_period()
-        with twin.arrived:
-            came = twin.arrived.wait_for(lambda: twin.received > before, COMMAND_S)
+        came = twin.await_command()
         if not came and not self._controller.alive:
             raise VolarError(f"the controller ended: {self._controller.error}")
         reason = STARVED if not came else f"reflex: {twin.reflex_reason}" if twin.reflex_reason else None
