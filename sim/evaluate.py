@@ -122,7 +122,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     task or robot, `VolarError` when the output folder holds something else or no episode could be run.
     """
     from volar.robots.contract import require
-    from volar.robots.policies import default_policy, find_policy
+    from volar.robots.policies import default_policy, find_policy, read_contract
     from volar.robots.spec import load_robot
     from volar.sim import evaluation, evaluation_folder, films
     from volar.sim.evaluation_plan import Plan
@@ -132,7 +132,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     tasks = _task_names(config)
     robot = load_robot(config.model)
     folder = find_policy(config.policy or default_policy())
-    contract = evaluation.read_contract(folder)
+    contract = read_contract(folder)
     require(contract, robot)
     identity = _identity(config, tasks, folder)
     require_possible(config.randomizations, tasks, config.model)

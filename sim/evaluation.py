@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.limit_margins import LimitMargins
 from volar.robots.spec import load_robot
@@ -208,15 +207,6 @@ def _policy(path: str) -> Any:
     from volar.robots.policies import load_policy
 
     return load_policy(Path(path))
-
-
-def read_contract(folder: Path) -> PolicyContract:
-    """The contract of a policy's folder, without loading its weights where it lies beside them."""
-    if (folder / "contract.json").is_file():
-        return PolicyContract.load(folder / "contract.json")
-    from volar.robots.policies import load_policy
-
-    return load_policy(folder).contract
 
 
 @functools.cache
