@@ -130,7 +130,7 @@ class ControlLoop:
         """The loop a policy's contract asks for. Raises `ContractError` when it does not fit the body or the period."""
         require(contract, body.spec)
         if contract.action.rate_hz * period_s > 1.0 + 1e-9:
-            raise ContractError(f"{contract.action.rate_hz:g} actions a second are more than the loop's {1 / period_s:g}")
+            raise ContractError(f"{contract.action.rate_hz:g} actions a second exceed the loop's {1 / period_s:g}")
         return ControlLoop(
             body,
             arm,

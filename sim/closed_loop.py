@@ -53,7 +53,8 @@ class ClosedLoop:
         world_seed: int = 0,
     ) -> None:
         self.world = world_for(task, robot, policy.contract, randomization, world_seed)
-        self.max_steps = max_steps or self.world.task.max_steps
+        share = policy.contract.action.rate_hz / self.world.spec.action.rate_hz
+        self.max_steps = max_steps or round(self.world.task.max_steps * share)
         self.trace = Trace()
         self._source = InProcessSource(policy, latency_s)
         self._loop = ControlLoop.for_policy(
