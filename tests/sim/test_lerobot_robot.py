@@ -135,6 +135,7 @@ def test_a_lerobot_policy_on_a_lerobot_robot(description: dict[str, Any], tmp_pa
     result = control(ControlConfig(policy, "lerobot/so101", lerobot_robot=tmp_path / "robot.json", **told))
     assert result["ticks"] == 100
     assert min(result["margins"].values()) >= 0
+    assert not {ls.STALE_JOINT_STATE, ls.STALE_CAMERA, ls.FROZEN_IMAGE, ls.TRACKING_ERROR} & set(result["holds"])
     assert SimulatedSO101.log == ["disconnected at rest"]
     again = told | {"output": tmp_path / "again"}
     smaller = made(description, tmp_path, size=[32, 32])
