@@ -237,7 +237,7 @@ class Twin:
                     self.reflex_reason, self._newest = reason, None
                     self.last_dq, self.last_ddq = np.zeros_like(self.last_dq), np.zeros_like(self.last_dq)
                     self.node.get_logger().error(f"reflex: {reason}")
-                elif reason is None or np.isfinite(q).all():
+                elif q.shape == self.last_q.shape and np.isfinite(q).all():  # followed, though it be counted
                     before = self._newest[0] if self._newest is not None else self.last_q
                     dq = (q - before) / CONTROL_PERIOD_S if dq is None else dq
                     self._newest = q, dq, np.zeros_like(q) if ddq is None else ddq
