@@ -11,7 +11,9 @@ rclpy = pytest.importorskip("rclpy")
 
 from std_srvs.srv import Trigger  # noqa: E402
 
+from volar.robots.errors import UsageError  # noqa: E402
 from volar.robots.real_time import Pacer  # noqa: E402
+from volar.sim.evaluate import EvaluateConfig  # noqa: E402
 from volar.sim.ros2_twin import PERIOD_NS, Twin  # noqa: E402
 from volar.sim.through_ros2 import CONTROLLER, ControllerProcess, Ros2ClosedLoop  # noqa: E402
 from volar.sim.world import TaskWorld  # noqa: E402
@@ -147,3 +149,8 @@ def test_an_episode_runs_through_both_nodes(artifact_folder: Path) -> None:
         assert np.abs(last - first).max() > MOVED_RAD
     finally:
         loop.close()
+
+
+def test_what_makes_no_sense_together_is_refused() -> None:
+    with pytest.raises(UsageError, match="stop=sequential"):
+        EvaluateConfig(through="ros2", stop="sequential")

@@ -9,10 +9,10 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy")
 
-from rclpy.qos import qos_profile_sensor_data  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image, JointState  # noqa: E402
-from std_msgs.msg import Float64MultiArray  # noqa: E402
+from std_msgs.msg import Float64MultiArray, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
@@ -111,6 +111,20 @@ def test_the_clock_goes_on_over_a_reset(twin: Twin, client: Any) -> None:
     assert twin.now_ns > before_ns
 
 
+def test_the_parameter_seed_chooses_the_scene(twin: Twin) -> None:
+    from rclpy.parameter import Parameter
+
+    def told(seed: int) -> bool:
+        return bool(twin.node.set_parameters([Parameter("seed", Parameter.Type.INTEGER, seed)])[0].successful)
+
+    assert told(7)
+    period(twin)
+    assert twin.world.seed == 7
+    assert not told(-1)
+    period(twin)
+    assert twin.world.seed == 7
+
+
 def test_camera_info_projects_as_the_image_was_rendered(twin: Twin, client: Any) -> None:
     """The hand, through the published matrix, is where the scene's own camera sees it."""
     info = client.heard["front/camera_info"][-1]
@@ -135,7 +149,19 @@ def test_joints_are_matched_by_name_and_others_refused(twin: Twin, client: Any) 
     twin.end_period()
     assert twin.received == 1
     assert twin.reflex_reason == ""
+    assert "this arm has" in twin.problems[spec.trajectory_topic]
     np.testing.assert_allclose(twin.last_q, wanted)
+
+
+def test_another_quality_of_service_is_named(twin: Twin, client: Any) -> None:
+    """Best effort never reaches a controller that asks for reliable commands: DDS says so, and so does the robot."""
+    topic = twin.world.spec.trajectory_topic
+    assert topic not in twin.problems
+    client.node.create_publisher(JointTrajectory, topic, qos_profile_sensor_data)
+    client.until(lambda: topic in twin.problems)
+    assert "reliab" in twin.problems[topic]
+    client.hear(String, f"{NAME}/state", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    client.until(lambda: any("reliab" in m.data for m in client.heard[f"{NAME}/state"]), lambda: period(twin))
 
 
 @pytest.mark.parametrize("bad", ["jump", "nan", "short"])
