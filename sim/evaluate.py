@@ -95,6 +95,8 @@ class EvaluateConfig:
             raise ValueError(f"margin={self.margin} must be between 0 and 0.5")
         if self.margin is not None and self.stop != "sequential":
             raise UsageError(f"margin={self.margin} is for stop=sequential")
+        if self.through == "ros2" and self.stop == "sequential":
+            raise UsageError("through=ros2 compares the same episodes, and stop=sequential ends early: give one")
         if self.resume and self.overwrite:
             raise ValueError("resume=true continues an evaluation, overwrite=true replaces it: give one")
         assert self.randomizations  # read now, so that what is wrong with them is a usage error

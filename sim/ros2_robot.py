@@ -2,7 +2,8 @@
 
 Publishes joint_states, <camera>/image_raw (and /compressed), <camera>/camera_info and /clock; takes a JointTrajectory
 or a Float64MultiArray of positions, and a gripper's width. Like a real arm it stops by itself when a command breaks its
-limits, until ~/recover is called. ~/reset starts the next scene.
+limits, until ~/recover is called. ~/reset starts the next scene, the parameter seed
+any other; ~/state says (JSON) which it is, whether the task is done, and what is wrong with the commands.
 """
 
 import sys
@@ -35,6 +36,7 @@ class SimRobotConfig:
     camera_hz: float = field(default=25.0, metadata={"help": "images a second; divides 100"})
     image_size: int = field(default=96, metadata={"help": "width and height of the images [pixels]"})
     compressed: bool = field(default=False, metadata={"help": "JPEG on <camera>/image_raw/compressed as well"})
+    speed: float = field(default=1.0, metadata={"help": "of the simulation against the wall's clock"})
     reflex: bool = field(default=True, metadata={"help": "stop at a command that breaks the arm's limits"})
     sim_time: bool = field(default=True, metadata={"help": "publish /clock; false: stamp with the machine's own time"})
     duration_s: float | None = field(
@@ -46,6 +48,8 @@ class SimRobotConfig:
             raise Unknown("robot", self.robot, ROBOTS)
         if self.seed < 0 or self.image_size < 8:
             raise ValueError(f"seed={self.seed} must be at least 0, image_size={self.image_size} at least 8")
+        if not self.speed > 0 or (self.speed != 1.0 and not self.sim_time):
+            raise ValueError(f"speed={self.speed:g} must be positive, and 1 without sim_time")
         if not 0 < self.camera_hz <= 100 or 100 % self.camera_hz:
             raise ValueError(f"camera_hz={self.camera_hz:g} must divide 100: 10, 20, 25, 50, 100")
 
@@ -79,7 +83,7 @@ def serve(config: SimRobotConfig, ros_arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     twin = Twin(world, config.camera_hz, config.compressed, config.reflex, config.sim_time)
-    pacer = Pacer(round(CONTROL_PERIOD_S * 1e9))
+    pacer = Pacer(round(CONTROL_PERIOD_S * 1e9 / config.speed))
     print(f"{config.robot} before the task {config.task}: {world.instruction!r}", flush=True)
     try:
         with twin:

@@ -46,13 +46,14 @@ class Twin:
         self.node = Node(NAME)
         self.received = 0
         self.reflex_reason = ""
+        self.problems: dict[str, str] = {}  # topic -> what is wrong with what comes there, as ~/state says
         self.check = CommandCheck(world.spec, CONTROL_PERIOD_S)
         self.arrived = threading.Condition()
         self._reflex, self._compressed, self._sim_time = reflex, compressed, sim_time
         self._frame_every = round(1.0 / (camera_hz * CONTROL_PERIOD_S))
         self._base_ns, self._periods, self._silent, self._received_before = APART_NS, 0, 0, 0
         self._newest: tuple[Vector, Vector, Vector] | None = None
-        self._asked_reset = False
+        self._asked_seed: int | None = None
         self.last_q: Vector = np.array(world.spec.home)
         self.last_dq: Vector = np.zeros(world.spec.joints)
         self.last_ddq: Vector = np.zeros(world.spec.joints)
@@ -77,9 +78,9 @@ class Twin:
 
     def begin_period(self) -> None:
         """Publishes joint states, images when they are due, and then the clock."""
-        if self._asked_reset:
-            self._asked_reset = False
-            self.world.reset(self.world.seed + 1)
+        if (seed := self._asked_seed) is not None:
+            self._asked_seed = None
+            self.world.reset(seed)
             self.restart()
         self._received_before = self.received
         stamp = self._stamp()
@@ -168,7 +169,9 @@ class Twin:
         message.velocity = array("d", np.concatenate([state.dq, np.zeros(len(fingers))]))
         self._states.publish(message)
         facts = {"task": self.world.task.name, "seed": self.world.seed, "instruction": self.world.instruction}
-        said = json.dumps({**facts, "success": bool(self.world.success()), "reflex": self.reflex_reason})
+        said = json.dumps(
+            {**facts, "success": bool(self.world.success()), "reflex": self.reflex_reason, "problems": self.problems}
+        )
         if said != self._said:
             self._said = said
             self._status.publish(self._string(data=said))
@@ -208,31 +211,44 @@ class Twin:
     # In
 
     def _listen(self) -> None:
+        from rclpy.event_handler import SubscriptionEventCallbacks
         from std_msgs.msg import Float64MultiArray
         from std_srvs.srv import Trigger
         from trajectory_msgs.msg import JointTrajectory
 
-        spec, hear = self.world.spec, self.node.create_subscription
+        def hear(kind: Any, topic: str, callback: Any, depth: int) -> None:
+            def incompatible(event: Any) -> None:
+                policy = event.last_policy_kind.name.lower()
+                self._note_problem(topic, f"a publisher offers another {policy}: commands are reliable and volatile")
+
+            events = SubscriptionEventCallbacks(incompatible_qos=incompatible)
+            self.node.create_subscription(kind, topic, callback, depth, event_callbacks=events)
+
+        spec = self.world.spec
         hear(JointTrajectory, spec.trajectory_topic, self._on_trajectory, 10)
         hear(Float64MultiArray, "forward_position_controller/commands", self._on_positions, 10)
         hear(Float64MultiArray, "gripper_controller/commands", self._on_gripper, 10)
+        self.node.declare_parameter("seed", max(0, self.world.seed))
+        self.node.add_on_set_parameters_callback(self._on_parameters)
         self.node.create_service(Trigger, "~/recover", self._on_recover)
         self.node.create_service(Trigger, "~/reset", self._on_reset)
 
     def _on_trajectory(self, message: Any) -> None:
         spec = self.world.spec
         if sorted(message.joint_names) != sorted(spec.joint_names) or not message.points:
-            self.node.get_logger().error(
-                f"a trajectory of {len(message.points)} points for {list(message.joint_names)} is refused: "
-                f"this arm has {list(spec.joint_names)}",
-                throttle_duration_sec=1.0,
-            )
+            found = f"a trajectory of {len(message.points)} points for {list(message.joint_names)}"
+            self._note_problem(spec.trajectory_topic, f"{found} is refused: this arm has {list(spec.joint_names)}")
             return
         order = [list(message.joint_names).index(name) for name in spec.joint_names]
         point = message.points[-1]
         given = (point.positions, point.velocities, point.accelerations)
         rows = [np.array(row)[order] if len(row) == spec.joints else None for row in given]
         self._take(np.full(spec.joints, np.nan) if rows[0] is None else rows[0], rows[1], rows[2])
+
+    def _note_problem(self, topic: str, text: str) -> None:
+        if self.problems.get(topic) != text:
+            self.problems = {**self.problems, topic: text}
+            self.node.get_logger().error(f"{topic}: {text}")
 
     def _on_positions(self, message: Any) -> None:
         self._take(np.array(message.data, np.float64))
@@ -249,7 +265,7 @@ class Twin:
                     self.reflex_reason, self._newest = reason, None
                     self.last_dq, self.last_ddq = np.zeros_like(self.last_dq), np.zeros_like(self.last_dq)
                     self.node.get_logger().error(f"reflex: {reason}")
-                elif reason is None or np.isfinite(q).all():
+                elif q.shape == self.last_q.shape and np.isfinite(q).all():  # followed, though it be counted
                     before = self._newest[0] if self._newest is not None else self.last_q
                     dq = (q - before) / CONTROL_PERIOD_S if dq is None else dq
                     self._newest = q, dq, np.zeros_like(q) if ddq is None else ddq
@@ -265,6 +281,17 @@ class Twin:
         return response
 
     def _on_reset(self, _: "Trigger.Request", response: "Trigger.Response") -> "Trigger.Response":
-        self._asked_reset = True
-        response.success, response.message = True, f"seed {self.world.seed + 1} at the next period"
+        self._asked_seed = self.world.seed + 1
+        response.success, response.message = True, f"seed {self._asked_seed} at the next period"
         return response
+
+    def _on_parameters(self, changed: list[Any]) -> Any:
+        """`seed`: that scene, at the next period."""
+        from rcl_interfaces.msg import SetParametersResult
+
+        for parameter in changed:
+            if parameter.name == "seed" and int(parameter.value) < 0:
+                return SetParametersResult(successful=False, reason=f"seed {parameter.value} must be at least 0")
+            if parameter.name == "seed":
+                self._asked_seed = int(parameter.value)
+        return SetParametersResult(successful=True)

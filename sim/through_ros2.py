@@ -23,6 +23,7 @@ from volar.sim.closed_loop import ClosedLoop, RunningEpisode
 from volar.sim.conditions import told
 from volar.sim.ros2_twin import PERIOD_NS, Twin
 
+BRAKING_S: Final = 0.05  # how long the physics waits for the commands of a controller that is told to stop
 READY_S: Final = 30.0  # for the controller to be found and to answer
 STARVED: Final = "no_command"
 CONTROLLER: Final = "volar_controller"
@@ -104,6 +105,8 @@ class Ros2ClosedLoop(ClosedLoop):
         assert self._twin is not None
         self._pacer.wait()
         self._twin.begin_period()
+        if physics:  # the arm brakes: it gets every command of that, too, or it would seem to jump
+            self._twin.await_command(BRAKING_S)
         self._twin.end_period(physics)
 
     def _advance_until(self, done: Callable[[], bool] | None, physics: bool = True) -> None:

@@ -1,0 +1,78 @@
+"""The simulated arm and the Volar controller, on the simulation's time; no robot is needed.
+
+ros2 launch volar_ros2 sim.launch.py policy:=runs/artifact instruction:="lift the red block"
+ros2 lifecycle set /volar_controller activate        # or activate:=true
+ros2 service call /volar_sim_robot/reset std_srvs/srv/Trigger
+"""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, RegisterEventHandler
+from launch.conditions import IfCondition
+from launch.events import matches_action
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+from lifecycle_msgs.msg import Transition
+
+
+def generate_launch_description() -> LaunchDescription:
+    parameters = PathJoinSubstitution([FindPackageShare("volar_ros2"), "config", "sim.yaml"])
+    robot = ExecuteProcess(
+        cmd=[
+            "volar-sim-robot",
+            ["task=", LaunchConfiguration("task")],
+            ["robot=", LaunchConfiguration("robot")],
+            ["seed=", LaunchConfiguration("seed")],
+        ],
+        output="screen",
+    )
+    controller = LifecycleNode(
+        package="volar_ros2",
+        executable="controller",
+        name="volar_controller",
+        namespace=LaunchConfiguration("namespace"),
+        output="screen",
+        parameters=[
+            LaunchConfiguration("parameters"),
+            {
+                "policy": ParameterValue(LaunchConfiguration("policy"), value_type=str),
+                "robot": LaunchConfiguration("robot"),
+                "instruction": ParameterValue(LaunchConfiguration("instruction"), value_type=str),
+            },
+        ],
+    )
+    configure = EmitEvent(
+        event=ChangeState(
+            lifecycle_node_matcher=matches_action(controller), transition_id=Transition.TRANSITION_CONFIGURE
+        )
+    )
+    activate = EmitEvent(
+        event=ChangeState(
+            lifecycle_node_matcher=matches_action(controller), transition_id=Transition.TRANSITION_ACTIVATE
+        )
+    )
+    when_configured = RegisterEventHandler(
+        OnStateTransition(
+            target_lifecycle_node=controller, start_state="configuring", goal_state="inactive", entities=[activate]
+        ),
+        condition=IfCondition(LaunchConfiguration("activate")),
+    )
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("policy", description="exported artifact: volar-export writes one"),
+            DeclareLaunchArgument("instruction", default_value="", description="what to do"),
+            DeclareLaunchArgument("parameters", default_value=parameters, description="YAML of the controller"),
+            DeclareLaunchArgument("namespace", default_value="", description="of the node and its relative topics"),
+            DeclareLaunchArgument("activate", default_value="false", description="move as soon as configured"),
+            DeclareLaunchArgument("task", default_value="lift", description="what stands on the table"),
+            DeclareLaunchArgument("robot", default_value="fr3", description="fr3, ur5e, so101"),
+            DeclareLaunchArgument("seed", default_value="0", description="of the first scene"),
+            when_configured,
+            robot,
+            controller,
+            configure,
+        ]
+    )
