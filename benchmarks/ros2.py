@@ -2,8 +2,8 @@
 
     python -P benchmarks/ros2.py ARTIFACT [--seconds 60] [--compressed] [--image-size 96]
 
-The twin stamps an image at the beginning of the period in which it renders it; the time ends with the first command that
-answers it.
+The twin stamps an image at the beginning of the period in which it renders it; the time ends with the first command
+that answers it.
 """
 
 import argparse
