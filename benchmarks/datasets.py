@@ -1,4 +1,4 @@
-"""Figures of datasets: encoding, writing, reading, decoding into the cache, batches. `python benchmarks/datasets.py`
+"""Figures of datasets: encoding, writing, reading, decoding into the cache, batches. `python -P benchmarks/datasets.py`
 
 Prints one line a figure, then a table of training loaders: LeRobot's own `LeRobotDataset` with torch's `DataLoader`,
 and Volar's with and without the decoded cache, in turn in one run (`--loaders` for the table alone); two workers,
