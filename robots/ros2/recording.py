@@ -32,14 +32,18 @@ NEAR: Final = 0.9  # share of a limit from which it is flagged
 class Recorder:
     """Writes in a thread of its own. `dropped`: ticks that the disk was too slow for.
 
+    `epoch_ns`: what a stamp of the loop's clock lacks to the time of other recordings.
+
     Raises `VolarError` where `folder` is taken or cannot be made.
     """
 
-    def __init__(self, folder: Path, spec: RobotSpec, contract: PolicyContract, period_s: float) -> None:
+    def __init__(
+        self, folder: Path, spec: RobotSpec, contract: PolicyContract, period_s: float, epoch_ns: int = 0
+    ) -> None:
         from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
         self.dropped = 0
-        self._spec, self._contract, self._period_s = spec, contract, period_s
+        self._spec, self._contract, self._period_s, self._epoch_ns = spec, contract, period_s, epoch_ns
         self._queue: Queue[TickReport | None] = Queue(QUEUED)
         self._before: JointCommand | None = None
         try:
@@ -94,7 +98,7 @@ class Recorder:
         from rclpy.serialization import serialize_message
 
         for topic, message in self._messages(report):
-            self._bag.write(self._topics[topic], report.stamp_ns, serialize_message(message))
+            self._bag.write(self._topics[topic], report.stamp_ns + self._epoch_ns, serialize_message(message))
         self._before = report.command
 
     def _messages(self, report: TickReport) -> list[tuple[str, Any]]:
@@ -106,19 +110,21 @@ class Recorder:
             for camera, image in report.observation.images.items():
                 height, width = image.shape[:2]
                 picture = Image(height=height, width=width, step=3 * width, encoding="rgb8", data=image.tobytes())
-                set_stamp(picture.header.stamp, report.observation.stamp_ns)
+                set_stamp(picture.header.stamp, report.observation.stamp_ns + self._epoch_ns)
                 found.append((f"observation/{camera}", picture))
             state = JointState(name=list(self._contract.state_names), position=array("d", report.observation.state))
-            set_stamp(state.header.stamp, report.observation.stamp_ns)
+            set_stamp(state.header.stamp, report.observation.stamp_ns + self._epoch_ns)
             found.append(("observation/state", state))
         if report.chunk is not None:
             rows, dt_ns = report.chunk.actions, round(report.chunk.dt_s * 1e9)
-            found.append(("chunk", _trajectory(self._contract.action.names, rows, report.chunk.stamp_ns, dt_ns)))
+            stamp_ns = report.chunk.stamp_ns + self._epoch_ns
+            found.append(("chunk", _trajectory(self._contract.action.names, rows, stamp_ns, dt_ns)))
         return found
 
     def _command(self, report: TickReport) -> Any:
         command = report.command
-        message = _trajectory(self._spec.joint_names, command.q[None], report.stamp_ns, round(self._period_s * 1e9))
+        stamp_ns, period_ns = report.stamp_ns + self._epoch_ns, round(self._period_s * 1e9)
+        message = _trajectory(self._spec.joint_names, command.q[None], stamp_ns, period_ns)
         message.points[0].velocities = array("d", command.dq)
         message.points[0].accelerations = array("d", command.ddq)
         return message
