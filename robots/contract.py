@@ -169,7 +169,10 @@ def differences(a: PolicyContract, b: PolicyContract, ignore: tuple[str, ...] = 
 
 
 def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
-    """Every field in which a policy's contract does not fit a robot; empty when it fits."""
+    """Every field in which a policy's contract does not fit a robot; empty when it fits.
+
+    A robot takes its own `action` or its `joint_action`, and gives its `state_names` or its `joint_state_names`.
+    """
     found: list[Mismatch] = []
 
     def compare(name: str, wanted: object, have: object) -> None:
@@ -180,12 +183,15 @@ def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
 
     compare("robot", contract.robot, robot.name)
     for name, rule in contract.preprocessing.items():
-        compare(f"preprocessing.{name}", rule, PREPROCESSING.get(name))
-    have = robot.action
+        if "." not in name:  # `lerobot.units` and its like are what a policy does itself, and hashed with the rest
+            compare(f"preprocessing.{name}", rule, PREPROCESSING.get(name))
+    joints = contract.action.kind == "joint_position"  # absolute, so that any rate is the robot's
+    have = robot.joint_action(contract.action.rate_hz) if joints else robot.action
     for item in fields(ActionSpec):
         compare(f"action.{item.name}", getattr(contract.action, item.name), getattr(have, item.name))
-    compare("state_names", contract.state_names, robot.state_names)
-    compare("state_units", contract.state_units, robot.state_units)
+    of_joints = contract.state_names == robot.joint_state_names
+    compare("state_names", contract.state_names, robot.joint_state_names if of_joints else robot.state_names)
+    compare("state_units", contract.state_units, robot.joint_state_units if of_joints else robot.state_units)
     for camera in contract.cameras:
         if camera.name not in robot.cameras:
             found.append(

@@ -16,7 +16,7 @@ from volar.robots.action_space import ActionSpec
 from volar.robots.body import Body, ChunkSource, JointCommand, JointState
 from volar.robots.chunk_buffer import ChunkBuffer
 from volar.robots.collision import Box
-from volar.robots.contract import PolicyContract, require
+from volar.robots.contract import ContractError, PolicyContract, require
 from volar.robots.follower import Follower
 from volar.robots.interface import ActionChunk, ActionPrefix, Observation, Policy, PrefixPolicy
 from volar.robots.kinematics import Arm, Pose
@@ -73,8 +73,8 @@ class ControlLoop:
     """Runs one arm from action chunks, `1 / period_s` times a second, 50 to 500 Hz.
 
     Chunks come from `source`, asked every `execute_steps` actions, or are pushed by the caller
-    (`push`). `cameras`: the images an observation carries, None for all the body has. `obstacles`: what the arm
-    must not touch, besides itself.
+    (`push`). `cameras`: the images an observation carries, None for all the body has. `state_names`: its state, by
+    default the robot's. `obstacles`: what the arm must not touch, besides itself.
     Call `reset` first, then `tick` each period; `pause`, `resume`, `stop`, `recover` at any time, from any thread:
     the next tick answers them. `latency_s`: of the latest chunks, from their stamp until they came [s].
     Raises `ValueError` naming a setting that is out of range.
@@ -89,6 +89,7 @@ class ControlLoop:
         *,
         execute_steps: int = 1,
         cameras: tuple[str, ...] | None = None,
+        state_names: tuple[str, ...] | None = None,
         period_s: float = 0.01,
         blend_s: float = 0.1,
         limits: LoopLimits | None = None,
@@ -104,6 +105,7 @@ class ControlLoop:
         self.mode = LoopState()
         self.latency_s = RollingPercentile()
         self._source, self._cameras = source, cameras
+        self._state_names = state_names or arm.spec.state_names
         self._interval_ns = round(execute_steps * 1e9 / action.rate_hz)
         self._buffer = ChunkBuffer(action, blend_s)
         self._safety = SafetyFilter(arm, period_s, obstacles=obstacles)
@@ -125,8 +127,10 @@ class ControlLoop:
         limits: LoopLimits | None = None,
         obstacles: tuple[Box, ...] = (),
     ) -> "ControlLoop":
-        """The loop a policy's contract asks for. Raises `ContractError` when it does not fit the body."""
+        """The loop a policy's contract asks for. Raises `ContractError` when it does not fit the body or the period."""
         require(contract, body.spec)
+        if contract.action.rate_hz * period_s > 1.0 + 1e-9:
+            raise ContractError(f"{contract.action.rate_hz:g} actions a second exceed the loop's {1 / period_s:g}")
         return ControlLoop(
             body,
             arm,
@@ -134,6 +138,7 @@ class ControlLoop:
             source,
             execute_steps=contract.execute_steps,
             cameras=tuple(camera.name for camera in contract.cameras),
+            state_names=contract.state_names,
             period_s=period_s,
             blend_s=blend_s,
             limits=limits,
@@ -301,7 +306,8 @@ class ControlLoop:
             if state.stamp_ns < self._started_ns:  # its answer would be refused: wait for newer images
                 return None, None
         stamp_ns = now_ns if taken_of is None else state.stamp_ns
-        return None, Observation(images, self.arm.proprio(state.q, state.gripper_width_m), self.instruction, stamp_ns)
+        vector = self.arm.state(self._state_names, state.q, state.gripper_width_m)
+        return None, Observation(images, vector, self.instruction, stamp_ns)
 
     def _why_idle(self, now_ns: int) -> str:
         if self._source is not None and self._source.pending:

@@ -139,6 +139,17 @@ class Arm:
             np.float32
         )
 
+    def state(self, names: tuple[str, ...], q: Vector, gripper_width_m: float) -> NDArray[np.float32]:
+        """The state vector (S,) that a contract asks for: `proprio`, or joint positions [rad] and the width [m].
+
+        Raises `ValueError` for other names; `contract.require` has refused them before.
+        """
+        if names == self.spec.joint_state_names:
+            return np.append(q, gripper_width_m).astype(np.float32)
+        if names != self.spec.state_names:
+            raise ValueError(f"{self.spec.name} has no state {names}")
+        return self.proprio(q, gripper_width_m)
+
     def _qpos(self, q: Vector) -> Vector:
         qpos = np.zeros(self.model.nq)
         qpos[self._joints] = q

@@ -2,25 +2,26 @@
 
 This is how evaluation and control run any policy without importing the package that made it: a distribution
 declares `[project.entry-points."volar.policies"] name = "module:load"`, where `name` is the `"type"` in the
-directory's `config.json` and `load(path: Path) -> Policy`.
+directory's `config.json` and `load(path: Path) -> Policy`. Any other type is LeRobot's (`lerobot_policy`), if the
+folder holds LeRobot's processors; `lerobot:PATH` says so explicitly.
 """
 
 import json
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import volar
+from volar.robots.contract import PolicyContract
 from volar.robots.errors import Unknown, VolarError
 from volar.robots.interface import Policy
-
-if TYPE_CHECKING:
-    from volar.robots.contract import PolicyContract
+from volar.robots.lerobot_statistics import PREPROCESSOR
 
 ENTRY_POINT_GROUP = "volar.policies"
 ARTIFACT_FILE = "artifact.json"
 CONFIG_FILE = "config.json"
+CONTRACT_FILE = "contract.json"
+LEROBOT = "lerobot:"  # before a path
 
 
 class PolicyNotFound(VolarError):
@@ -33,10 +34,11 @@ class PolicyNotFound(VolarError):
         )
 
 
-def load_policy(path: Path) -> Policy:
+def load_policy(path: Path, *, verify: bool = True, threads: int | None = None) -> Policy:
     """The policy in a folder, ready to predict.
 
     `path`: an exported artifact, a policy directory, or a training output above one (see `find_policy`).
+    `verify=False` skips an artifact's golden set; `threads`: of ONNX Runtime or of LeRobot's torch.
     Raises `PolicyNotFound` naming the path, `Unknown` for a type nobody provides, `VolarError` for a damaged
     configuration or a missing installation extra; the loaders raise their own `VolarError`s.
     """
@@ -44,7 +46,11 @@ def load_policy(path: Path) -> Policy:
     if (folder / ARTIFACT_FILE).is_file():
         from volar.robots.exported_policy import ExportedPolicy
 
-        return ExportedPolicy(folder)
+        return ExportedPolicy(folder, verify=verify, threads=threads or 1)
+    if is_lerobot(folder):
+        from volar.robots.lerobot_policy import LeRobotPolicy
+
+        return LeRobotPolicy(folder, threads)
     point = _entry_point(policy_type(folder))
     try:
         load: Callable[[Path], Policy] = point.load()
@@ -57,12 +63,42 @@ def load_policy(path: Path) -> Policy:
     return load(folder)
 
 
+def is_lerobot(folder: Path) -> bool:
+    """True for a policy directory that LeRobot runs: a type without an entry point here, with LeRobot's processors."""
+    if not (folder / PREPROCESSOR).is_file():
+        return False
+    return policy_type(folder) not in {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def read_contract(folder: Path) -> PolicyContract:
+    """The contract of the policy in `folder` (of `find_policy`), without loading its weights where that is possible.
+
+    Raises `VolarError` naming what is wrong with it.
+    """
+    if (folder / CONTRACT_FILE).is_file():
+        return PolicyContract.load(folder / CONTRACT_FILE)
+    if is_lerobot(folder):
+        from volar.robots import lerobot_contract
+
+        return lerobot_contract.read_contract(folder)
+    return load_policy(folder).contract
+
+
 def find_policy(path: Path) -> Path:
     """The folder that holds the policy itself, at or below `path`; `path` may be
 
-    an artifact or a policy directory, a checkpoint (`checkpoints/000100`), `checkpoints`, or a run's output.
-    Raises `PolicyNotFound` naming the path and what was there.
+    an artifact or a policy directory, a checkpoint (`checkpoints/000100`), `checkpoints`, or a run's output; after
+    `lerobot:` one that LeRobot runs.
+    Raises `PolicyNotFound` naming the path and what was there, `VolarError` where LeRobot's processors are missing.
     """
+    if str(path).startswith(LEROBOT):
+        folder = find_policy(Path(str(path).removeprefix(LEROBOT)))
+        if not (folder / PREPROCESSOR).is_file():
+            raise VolarError(
+                f"{folder} has no {PREPROCESSOR}: it is not a policy directory of LeRobot 0.6 or newer; "
+                "python -m lerobot.processor.migrate_policy_normalization makes one of an older one"
+            )
+        return folder
     if not path.exists():
         raise PolicyNotFound(path, "no such folder")
     if not path.is_dir():
@@ -74,15 +110,6 @@ def find_policy(path: Path) -> Path:
     names = sorted(item.name for item in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     raise PolicyNotFound(path, f"the folder holds {', '.join(names[:5]) or 'nothing'}{more}")
-
-
-def read_contract(folder: Path) -> "PolicyContract":
-    """The contract of a policy's folder, without loading its weights where it lies beside them."""
-    from volar.robots.contract import PolicyContract
-
-    if (folder / "contract.json").is_file():
-        return PolicyContract.load(folder / "contract.json")
-    return load_policy(folder).contract
 
 
 def policy_type(folder: Path) -> str:

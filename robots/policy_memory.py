@@ -20,7 +20,7 @@ class SharedMemory:
     """Arrays of one contract in an anonymous file mapped by both processes.
 
     `image.<camera>` uint8 (H, W, 3), `state` float32 (S,), `actions` float32 (H, A); `instruction` and
-    `reason` UTF-8; `numbers` int64: stamp of the observation, of the chunk, inference time [ns].
+    `reason` UTF-8; `numbers` int64: stamp of the observation, of the chunk, inference time [ns], seed of a reset.
     """
 
     def __init__(self, contract: PolicyContract, descriptor: int | None = None) -> None:
@@ -29,7 +29,7 @@ class SharedMemory:
         }
         layout["state"] = (len(contract.state_names),), np.float32
         layout["actions"] = (contract.chunk_length, contract.action.size), np.float32
-        layout["numbers"] = (3,), np.int64
+        layout["numbers"] = (4,), np.int64
         layout["instruction"] = layout["reason"] = (TEXT_BYTES,), np.uint8
         offsets, size = {}, 0
         for name, (shape, dtype) in layout.items():
@@ -54,12 +54,18 @@ class SharedMemory:
 
     def write_chunk(self, chunk: ActionChunk, predict_ns: int) -> None:
         self.arrays["actions"][...] = chunk.actions
-        self.arrays["numbers"][1:] = chunk.stamp_ns, predict_ns
+        self.arrays["numbers"][1:3] = chunk.stamp_ns, predict_ns
 
     def read_chunk(self, contract: PolicyContract) -> tuple[float, ActionChunk]:
         """Inference time [s] and a chunk of its own memory."""
-        _, stamp_ns, predict_ns = (int(number) for number in self.arrays["numbers"])
+        stamp_ns, predict_ns = (int(number) for number in self.arrays["numbers"][1:3])
         return predict_ns / 1e9, ActionChunk(self.arrays["actions"].copy(), stamp_ns, 1.0 / contract.action.rate_hz)
+
+    def write_seed(self, seed: int) -> None:
+        self.arrays["numbers"][3] = seed
+
+    def read_seed(self) -> int:
+        return int(self.arrays["numbers"][3])
 
     def write_text(self, name: str, text: str) -> None:
         """Zero-padded. Raises `ContractError` when it does not fit."""

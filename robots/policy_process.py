@@ -21,15 +21,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
-from volar.robots.exported_policy import CONTRACT, ArtifactError, ExportedPolicy, Manifest, check_observation
-from volar.robots.interface import ActionChunk, Observation
+from volar.robots.exported_policy import check_observation
+from volar.robots.interface import ActionChunk, Observation, Policy
+from volar.robots.policies import find_policy, load_policy, read_contract
 from volar.robots.policy_memory import TEXT_BYTES, SharedMemory
 
-# Bytes on the socket. From the parent: an observation is in memory. From the child: the policy is loaded,
-# a chunk is in memory, predicting failed, loading failed (for the last two a reason is in memory).
-OBSERVATION, READY, CHUNK, FAILED, BROKEN = b"o", b"r", b"c", b"f", b"b"
+# Bytes on the socket. From the parent: an observation, or a seed to reset the policy with, is in memory. From the
+# child: the policy is loaded, a chunk is in memory, predicting or loading failed (for these two a reason is in memory).
+OBSERVATION, RESET = b"o", b"s"
+READY, CHUNK, FAILED, BROKEN = b"r", b"c", b"f", b"b"
 
 State = Literal["starting", "ready", "busy", "failed", "closed"]
 
@@ -50,16 +51,16 @@ class PolicyStatus:
 
 
 class PolicyProcess:
-    """`ChunkSource` that runs an `ExportedPolicy` in a child process; a context manager.
+    """`ChunkSource` that runs any policy of `load_policy` in a child process; a context manager.
 
-    `niceness`: added to the child's, so that the control loop goes first. A child that dies is replaced,
-    `max_restarts` times altogether; meanwhile, and for good after that, `pending` is true and the control
-    loop holds. Raises `PolicyProcessError` when the policy does not load within `start_timeout_s`.
+    `policy`: as `find_policy` takes it. `niceness`: added to the child's, so that the control loop goes first. A child
+    that dies is replaced, `max_restarts` times altogether; meanwhile, and for good after that, `pending` is true and
+    the control loop holds. Raises `PolicyProcessError` when the policy does not load within `start_timeout_s`.
     """
 
     def __init__(
         self,
-        artifact: Path,
+        policy: Path,
         *,
         threads: int = 1,
         niceness: int = 5,
@@ -67,9 +68,9 @@ class PolicyProcess:
         start_timeout_s: float = 60.0,
         verify: bool = True,
     ) -> None:
-        Manifest.load(artifact)  # a folder that is no artifact is named at once, without a process
-        self.contract = PolicyContract.load(artifact / CONTRACT)
-        self._arguments = [str(artifact.resolve()), f"--threads={threads}", f"--niceness={niceness}"]
+        folder = find_policy(policy)  # a folder that is no policy is named at once, without a process
+        self.contract = read_contract(folder)
+        self._arguments = [str(folder.resolve()), f"--threads={threads}", f"--niceness={niceness}"]
         self._verify, self._max_restarts = verify, max_restarts
         self._memory = SharedMemory(self.contract)
         self._child: _Child | None = None
@@ -116,8 +117,12 @@ class PolicyProcess:
         return None
 
     def reset(self, seed: int = 0) -> None:
-        """Drops the chunk still awaited; the policy keeps no other state."""
+        """Drops the chunk still awaited and resets the policy with the seed, before it sees another observation."""
         self._discard = True
+        if self._child is not None:
+            self._memory.write_seed(seed)
+            with contextlib.suppress(OSError):  # it has just died; `poll` finds out and replaces it
+                self._child.socket.send(RESET)
 
     @property
     def pending(self) -> bool:
@@ -247,10 +252,13 @@ class _Child:
             self.process.wait()
 
 
-def _serve(policy: ExportedPolicy, memory: SharedMemory, connection: socket.socket) -> None:
+def _serve(policy: Policy, memory: SharedMemory, connection: socket.socket) -> None:
     """Answers observations until the parent is gone."""
     connection.send(READY)
-    while connection.recv(1) == OBSERVATION:
+    while request := connection.recv(1):
+        if request == RESET:
+            policy.reset(memory.read_seed())
+            continue
         try:
             started_ns = time.perf_counter_ns()
             chunk = policy.predict(memory.read_observation(policy.contract))
@@ -268,9 +276,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The child: loads the artifact, says so, and predicts when asked."""
+    """The child: loads the policy, says so, and predicts when asked."""
     parser = argparse.ArgumentParser(prog="python -m volar.robots.policy_process")
-    parser.add_argument("artifact", type=Path)
+    parser.add_argument("policy", type=Path)
     for name in ("threads", "niceness", "socket", "memory"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--no-verify", action="store_true")
@@ -278,10 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the socket
     os.nice(options.niceness)
     connection = socket.socket(fileno=options.socket)
-    memory = SharedMemory(PolicyContract.load(options.artifact / CONTRACT), options.memory)
+    memory = SharedMemory(read_contract(options.policy), options.memory)
     try:
-        policy = ExportedPolicy(options.artifact, verify=not options.no_verify, threads=options.threads)
-    except (ArtifactError, ImportError) as error:
+        policy = load_policy(options.policy, verify=not options.no_verify, threads=options.threads)
+    except (VolarError, ImportError) as error:
         memory.write_text("reason", _one_line(error))
         connection.send(BROKEN)
         return 1

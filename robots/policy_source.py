@@ -7,7 +7,9 @@ from typing import Protocol, Self
 from volar.robots.body import ChunkSource
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
-from volar.robots.policies import ARTIFACT_FILE, find_policy
+from volar.robots.policies import ARTIFACT_FILE, LEROBOT, find_policy
+
+LEROBOT_START_S = 300.0  # a policy of billions of weights, read from disk by torch
 
 
 class PolicySource(ChunkSource, Protocol):
@@ -45,11 +47,13 @@ class PolicySource(ChunkSource, Protocol):
 def open_source(policy: str) -> PolicySource:
     """Starts the policy that a verb or the ROS 2 node was given.
 
-    `policy`: the folder of an exported artifact, run in a process of its own. Raises `VolarError` naming what is
-    wrong with it.
+    `policy`: the folder of an exported artifact, or `lerobot:` and that of a LeRobot policy; either runs in a process
+    of its own. Raises `VolarError` naming what is wrong with it.
     """
     from volar.robots.policy_process import PolicyProcess
 
+    if policy.startswith(LEROBOT):
+        return PolicyProcess(Path(policy), start_timeout_s=LEROBOT_START_S)
     return PolicyProcess(artifact_folder(policy))
 
 

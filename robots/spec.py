@@ -91,6 +91,27 @@ class RobotSpec:
         """J, the number of arm joints."""
         return len(self.joint_names)
 
+    @property
+    def joint_state_names(self) -> tuple[str, ...]:
+        """The other state vector a policy may ask for, (J + 1,): joint positions and the gripper's opening."""
+        return (*self.joint_names, "gripper_width")
+
+    @property
+    def joint_state_units(self) -> tuple[str, ...]:
+        return ("rad",) * self.joints + ("m",)
+
+    def joint_action(self, rate_hz: float) -> ActionSpec:
+        """The other action a policy may give, at its own rate: absolute joint positions [rad] and the gripper."""
+        return ActionSpec(
+            kind="joint_position",
+            names=(*self.joint_names, "gripper"),
+            low=(*self.position_min, 0.0),
+            high=(*self.position_max, 1.0),
+            units=("rad",) * self.joints + ("1",),
+            rotation="none",
+            rate_hz=rate_hz,
+        )
+
     def gripper_width(self, fingers: Vector) -> float:
         """Positions of the finger joints (F,) [m, or rad of a rotary jaw], 0 where closed -> opening [m]."""
         return float(fingers.sum()) * self.gripper_m_per_unit

@@ -69,7 +69,8 @@ class ClosedLoop:
     ) -> None:
         """What an episode needs whatever drives the arm."""
         self.world = world_for(task, robot, contract, randomization, world_seed)
-        self.max_steps = max_steps or self.world.task.max_steps
+        share = contract.action.rate_hz / self.world.spec.action.rate_hz
+        self.max_steps = max_steps or round(self.world.task.max_steps * share)
         self.trace = Trace()
         self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
         # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.

@@ -19,13 +19,14 @@ from volar.robots.control_loop import MAX_RATE_HZ, MIN_RATE_HZ
 from volar.robots.errors import Unknown, UsageError, VolarError
 
 if TYPE_CHECKING:
+    from volar.robots.action_space import ActionSpec
     from volar.robots.policy_source import PolicySource
     from volar.sim.control_report import Run
     from volar.sim.orders import Order
     from volar.sim.wall_clock import RealTimeRun
     from volar.sim.world import TaskWorld
 
-ROBOTS = ("sim/fr3", "sim/ur5e", "sim/so101")
+ROBOTS = ("sim/fr3", "sim/ur5e", "sim/so101", "lerobot/so101")
 EXAMPLES = (
     'volar-control policy=runs/artifact robot=sim/fr3 instruction="lift the red block"',
     "volar-control policy=runs/artifact task=lift episodes=50 output=runs/lifts",
@@ -37,8 +38,12 @@ EXAMPLES = (
 class ControlConfig:
     """Settings of `volar-control`."""
 
-    policy: str = field(metadata={"help": "exported artifact (volar-export writes one)"})
+    policy: str = field(metadata={"help": "exported artifact (volar-export writes one), or lerobot:DIR"})
     robot: str = field(default="sim/fr3", metadata={"help": f"the body to move: {', '.join(ROBOTS)}"})
+    lerobot_robot: Path | None = field(
+        default=None,
+        metadata={"help": "for robot=lerobot/...: JSON with LeRobot's robot configuration (type, port, id)"},
+    )
     asset: str | None = field(default=None, metadata={"help": "menagerie:PATH, your own MJCF model of that robot"})
     instruction: str | None = field(
         default=None, metadata={"help": "what to do; left out, what each scene of the task asks for"}
@@ -61,6 +66,8 @@ class ControlConfig:
             raise UsageError('say what to do: instruction="lift the red block", or task=lift for its own instructions')
         if self.instruction is not None and not self.instruction.strip():
             raise ValueError("instruction is empty")
+        if self.lerobot_robot is not None and not self.robot.startswith("lerobot/"):
+            raise UsageError(f"lerobot_robot= is for robot=lerobot/so101, not {self.robot}")
         if self.episodes < 1 or self.seed < 0:
             raise ValueError(f"episodes={self.episodes} must be at least 1 and seed={self.seed} at least 0")
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
@@ -89,6 +96,10 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.sim.control_report import print_summary, summarize
 
     path = _output_file(config)
+    if config.robot.startswith("lerobot/"):
+        from volar.sim.control_lerobot import control_lerobot
+
+        return control_lerobot(config)
     robot = robot_name(config.robot.partition("/")[2], config.asset)
     order = (
         orders.understand(config.instruction, config.task) if config.instruction else orders.Order(config.task or "")
@@ -101,8 +112,8 @@ def control(config: ControlConfig) -> dict[str, Any]:
         contract = source.contract
         require(contract, load_robot(robot))
         world = stack.enter_context(contextlib.closing(world_for(order.task, robot, contract)))
-        steps_per_action = _periods_per_action(config.rate_hz, contract.action.rate_hz, world.model.opt.timestep)
-        duration_s = config.duration_s or world.task.max_steps / contract.action.rate_hz
+        steps_per_action = _periods_per_action(config.rate_hz, contract.action, world.model.opt.timestep)
+        duration_s = config.duration_s or world.task.max_steps / world.spec.action.rate_hz
         _check_words(Path(config.policy), contract.instruction_template, config.instruction)
         config.output.mkdir(parents=True, exist_ok=True)
         facts = _facts(config, order.task, contract.sha256)
@@ -143,15 +154,17 @@ def _facts(config: ControlConfig, task: str, contract_sha256: str) -> dict[str, 
     }
 
 
-def _periods_per_action(rate_hz: float, action_rate_hz: float, timestep_s: float) -> int:
+def _periods_per_action(rate_hz: float, action: "ActionSpec", timestep_s: float) -> int:
     """Control periods in one action.
 
-    Raises `UsageError` where that, or the physics steps in a period, is not whole.
+    Raises `UsageError` where that, or the physics steps in a period, is not whole. Absolute joint positions, which do
+    not add up, may change at any time: LeRobot's 30 Hz at 100.
     """
-    periods, steps = rate_hz / action_rate_hz, 1.0 / (rate_hz * timestep_s)
-    if round(periods) < 1 or abs(periods - round(periods)) > 1e-9 or abs(steps - round(steps)) > 1e-6:
+    periods, steps = rate_hz / action.rate_hz, 1.0 / (rate_hz * timestep_s)
+    whole = action.kind == "joint_position" or abs(periods - round(periods)) <= 1e-9
+    if round(periods) < 1 or not whole or abs(steps - round(steps)) > 1e-6:
         raise UsageError(
-            f"rate_hz={rate_hz:g} must be a multiple of the action rate {action_rate_hz:g} Hz and divide the physics' "
+            f"rate_hz={rate_hz:g} must be a multiple of the action rate {action.rate_hz:g} Hz and divide the physics' "
             f"{1 / timestep_s:g} Hz: 100 does, so do 50 and 250"
         )
     return round(periods)
@@ -201,9 +214,7 @@ def _run_episodes(
             instruction = config.instruction or world.instruction
             source.reset(seed)
             loop.set_instruction(instruction)
-            result = run_in_real_time(
-                world, loop, source, pacer, duration_s, check_every, lambda: source.predict_s
-            )
+            result = run_in_real_time(world, loop, source, pacer, duration_s, check_every, lambda: source.predict_s)
             if config.video is not None and number == 1:
                 _film(world, result, config.video)
             successes += result.success

@@ -91,6 +91,8 @@ def serve(config: SimRobotConfig, ros_arguments: list[str]) -> None:
             while not stop.is_set() and (config.duration_s is None or twin.now_ns < config.duration_s * 1e9):
                 pacer.wait()
                 twin.begin_period()
+                if config.sim_time and twin.commanded:
+                    twin.await_command()
                 twin.end_period()
     finally:
         world.close()

@@ -20,6 +20,7 @@ Vector = NDArray[np.float64]
 NAME: Final = "volar_sim_robot"
 PERIOD_NS: Final = round(CONTROL_PERIOD_S * 1e9)
 JPEG_QUALITY: Final = 90
+COMMAND_S: Final = 0.2  # how long the physics waits for a command; then the arm goes on as it was told
 APART_NS: Final = 1_000_000_000  # between two scenes on the clock, which never goes back
 
 
@@ -50,7 +51,7 @@ class Twin:
         self.arrived = threading.Condition()
         self._reflex, self._compressed, self._sim_time = reflex, compressed, sim_time
         self._frame_every = round(1.0 / (camera_hz * CONTROL_PERIOD_S))
-        self._base_ns, self._periods, self._silent = APART_NS, 0, 0
+        self._base_ns, self._periods, self._silent, self._received_before = APART_NS, 0, 0, 0
         self._newest: tuple[Vector, Vector, Vector] | None = None
         self._asked_seed: int | None = None
         self.last_q: Vector = np.array(world.spec.home)
@@ -81,12 +82,23 @@ class Twin:
             self._asked_seed = None
             self.world.reset(seed)
             self.restart()
+        self._received_before = self.received
         stamp = self._stamp()
         self._publish_state(stamp)
         if self._periods % self._frame_every == 0:
             self._publish_images(stamp)
         if self._sim_time:
             self._clock.publish(self._clock_type(clock=stamp))
+
+    def await_command(self, timeout_s: float = COMMAND_S) -> bool:
+        """Simulated time can wait: until the command of this period has come. False where it has not."""
+        with self.arrived:
+            return self.arrived.wait_for(lambda: self.received > self._received_before, timeout_s)
+
+    @property
+    def commanded(self) -> bool:
+        """True while commands come."""
+        return self._silent < GAP_PERIODS and self.received > 0
 
     def end_period(self, physics: bool = True) -> None:
         """Applies the newest command, or the last one again, and steps by one period."""

@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[PolicyContract, str]] = {
     "tool frame for base frame": (with_action(frame="tool"), "action.frame"),
     "rotation left out": (with_action(rotation="none"), "action.rotation"),
     "wrong rate": (with_action(rate_hz=5.0), "action.rate_hz"),
-    "absolute joints for displacements": (replace(SHIPPED, action=JOINT_ACTION), "action.kind"),
+    "absolute joints for displacements": (replace(SHIPPED, action=JOINT_ACTION), "action.names"),
     "wider bounds": (with_action(high=tuple(2 * v for v in SHIPPED.action.high)), "action.high"),
     "quaternion in the state": (
         replace(SHIPPED, state_names=(*SHIPPED.state_names[:3], "qx", "qy", "qz", "qw", "a", "b", "gripper_width")),

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from volar.robots.contract import ContractError
-from volar.robots.exported_policy import ArtifactError, ExportedPolicy
+from volar.robots.exported_policy import ExportedPolicy
 from volar.robots.interface import ActionChunk
+from volar.robots.policies import PolicyNotFound
 from volar.robots.policy_process import PolicyProcess, PolicyProcessError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def test_a_bad_artifact_gives_its_reason(artifact: "TinyArtifact", tmp_path: Pat
     (artifact.path / "README.md").write_text("edited")
     with pytest.raises(PolicyProcessError, match=r"hash: README\.md"):
         PolicyProcess(artifact.path)
-    with pytest.raises(ArtifactError, match="volar-export writes"):
+    with pytest.raises(PolicyNotFound, match="volar-export leaves"):
         PolicyProcess(tmp_path / "nothing")
 
 
