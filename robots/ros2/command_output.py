@@ -62,9 +62,12 @@ class CommandOutput:
             self._action.reach(command.gripper_width_m)
 
     def trajectory(self, command: JointCommand) -> JointTrajectory:
-        """One point, to be reached a period from now."""
+        """One point, to be reached a period after it has come.
+
+        The header's stamp stays zero, which means that: with a stamp, a joint_trajectory_controller drops what
+        arrives a period late, or from a machine whose clock is behind (MoveIt Servo leaves it zero, too).
+        """
         message = JointTrajectory(joint_names=list(self._spec.joint_names))
-        set_stamp(message.header.stamp, self._node.get_clock().now().nanoseconds)
         point = JointTrajectoryPoint(
             positions=array("d", command.q), velocities=array("d", command.dq), accelerations=array("d", command.ddq)
         )
