@@ -197,6 +197,8 @@ class ControllerNode(LifecycleNode):
     def _brake(self) -> None:
         if self.thread is not None and not self.thread.leave():
             self.get_logger().error("the arm did not come to rest within 10 s; its driver's own watchdog must stop it")
+        if self.thread is not None and self._output is not None:
+            self._output.flush()
         self.thread = None
         self._changed.trigger()
 
