@@ -50,7 +50,10 @@ class CommandOutput:
     def _publisher(self, kind: Any, topic: str) -> Any:
         def incompatible(event: Any) -> None:
             policy = event.last_policy_kind.name.lower().removeprefix("rmw_qos_policy_")
-            self._problem(topic, f"a subscriber asks for {policy} that a stream of commands does not offer")
+            self._problem(
+                self._node.resolve_topic_name(topic),
+                f"a subscriber asks for {policy} that a stream of commands does not offer",
+            )
 
         events = PublisherEventCallbacks(incompatible_qos=incompatible)
         return self._node.create_lifecycle_publisher(kind, topic, COMMANDS, event_callbacks=events)

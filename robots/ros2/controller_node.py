@@ -223,7 +223,7 @@ class ControllerNode(LifecycleNode):
 
     def leave(self) -> None:
         """Brakes and shuts down, from whatever state. Call it where no executor carries out orders."""
-        if not self.finished.is_set():
+        if self._state_machine.current_state[1] in ("unconfigured", "inactive", "active"):
             self.trigger_shutdown()
 
     # Orders

@@ -12,7 +12,7 @@ from rclpy.node import Node
 if TYPE_CHECKING:
     from volar.robots.ros2.controller_node import ControllerNode
 
-CONFIGURE_S: Final = 70.0  # loading a policy, the longest thing that an order does, is given up after 60
+ORDER_S: Final = 15.0  # braking takes up to 10; only loading a policy takes longer, and that moves nothing
 
 
 class Spinning:
@@ -24,8 +24,9 @@ class Spinning:
         self._orders, self._sensors = _Spinner(node, node), _Spinner(node.inputs, node)
 
     def stop_orders(self) -> None:
-        """Returns when no order is being carried out, and none will be: transitions may be made from here."""
-        self._orders.stop(CONFIGURE_S)
+        """Returns when no order that moves the arm is being carried out, and none will be: transitions may be made
+        from here."""
+        self._orders.stop(ORDER_S)
 
     def __enter__(self) -> Self:
         for spinner in (self._orders, self._sensors):

@@ -38,7 +38,8 @@ PIXELS = 16  # of the tests' artifact
 class ExactArm:
     """An FR3 on its usual topics: at each period it is where its last command told it to be.
 
-    Joints are named in another order than the robot's, and among strangers. `states`, `images`: what it publishes.
+    Joints are named in another order than the robot's, and among strangers. `states`, `images`: what it publishes;
+    `shape`: of its images.
     `run` publishes at 100 Hz in a thread; without it, `period` does so once.
     """
 
@@ -59,6 +60,7 @@ class ExactArm:
         node.create_subscription(Float64MultiArray, f"{prefix}forward_position_controller/commands", self._on_q, 100)
         node.create_subscription(Float64MultiArray, f"{prefix}gripper_controller/commands", self._on_width, 100)
         self.states = self.images = True
+        self.shape = (PIXELS, PIXELS)
         self.periods = 0
         self.commands: list[JointCommand] = []
         self.messages: list[Any] = []
@@ -126,7 +128,7 @@ class ExactArm:
 
     def picture(self, camera: str, number: int) -> Any:
         """Red counts, green names the camera."""
-        image = np.zeros((PIXELS, PIXELS, 3), np.uint8)
+        image = np.zeros((*self.shape, 3), np.uint8)
         image[:, :, 0], image[:, :, 1] = number % 256, FR3.cameras.index(camera)
         return image
 
@@ -139,7 +141,8 @@ class ExactArm:
             message = CompressedImage(format="png")
             message.data = code.tobytes()
         else:
-            message = Image(height=PIXELS, width=PIXELS, encoding="bgr8", step=3 * PIXELS)
+            height, width = image.shape[:2]
+            message = Image(height=height, width=width, encoding="bgr8", step=3 * width)
             message.data = image[:, :, ::-1].tobytes()
         message.header.stamp = stamp
         return message

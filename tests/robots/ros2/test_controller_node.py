@@ -15,6 +15,7 @@ from std_msgs.msg import String  # noqa: E402
 
 Stage = Callable[..., tuple[Any, Any]]
 PERIODS = 30
+PIXELS = 16  # of the artifact
 
 
 def pass_by(arm: Any, controller: Any, periods: int = PERIODS) -> None:
@@ -127,6 +128,22 @@ def test_faults_of_the_senses(stage: Stage) -> None:
         controller.until(lambda: controller.said == "running")
     assert within_limits(arm)
     assert {"camera front age [ms]", "period error p99 [ms]", "policy restarts"} <= controller.values.keys()
+
+
+def test_images_that_cannot_be_the_policys_are_named(stage: Stage) -> None:
+    """Whatever a camera sends, the others and the services go on."""
+    arm, controller = stage()
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    arm.run()
+    controller.until(lambda: arm.moving)
+    arm.shape = (PIXELS, 2 * PIXELS)
+    controller.until(lambda: "the policy wants the shape of 16x16" in controller.values.get("problem with front", ""))
+    controller.until(lambda: controller.said == "stopped: stale_camera")
+    arm.shape = (2 * PIXELS, 2 * PIXELS)  # larger, of the same shape: made smaller
+    controller.until(lambda: controller.trigger("recover").success)
+    controller.until(lambda: controller.said == "running")
+    assert within_limits(arm)
 
 
 def test_a_configuration_that_is_refused_leaves_the_node_alive(stage: Stage, artifact_path: Path) -> None:

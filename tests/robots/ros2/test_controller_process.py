@@ -118,7 +118,7 @@ def test_a_subscriber_that_cannot_hear_is_named(stage: Stage, network: Any) -> N
     arm.client.node.create_subscription(JointTrajectory, FR3.trajectory_topic, heard.append, latched)
     arm.run()
     assert controller.transition("configure")
-    topic = f"problem with {FR3.trajectory_topic}"
+    topic = f"problem with /{FR3.trajectory_topic}"
     controller.until(lambda: "durability" in controller.values.get(topic, ""))
     arm.client.node.create_subscription(JointTrajectory, FR3.trajectory_topic, heard.append, qos_profile_sensor_data)
     assert controller.transition("activate")
