@@ -48,7 +48,7 @@ _LOWER = np.array([-2.75010, -1.79180, -2.90650, -3.04810, -2.81010, 0.54092, -3
 
 def velocity_bounds(q: Vector) -> tuple[Vector, Vector]:
     """Velocity limits at a position: q (7,) [rad] -> lower (7,), upper (7,) [rad/s]."""
-    # Four times a control period; `np.clip` takes three times as long as what it calls.
+    # Twice a control period; `np.clip` takes three times as long as what it calls.
     upper = np.minimum(np.maximum(np.sqrt(np.maximum(_GAIN * (_UPPER - q), 0.0)) - _OFFSET, 0.0), _SPEED)
     lower = np.minimum(np.maximum(np.sqrt(np.maximum(_GAIN * (q - _LOWER), 0.0)) - _OFFSET, 0.0), _SPEED)
     return -lower, upper
