@@ -128,6 +128,7 @@ FR3 = RobotSpec(
     gripper_joint_names=GRIPPER.joint_names,
     gripper_width_max=2 * FINGER_STROKE,
     gripper_speed_max=0.1,  # [m/s], twice the 50 mm/s a finger of the Franka Hand datasheet
+    gripper_force_max=GRIP_FORCE,
     workspace_low=(0.25, -0.35, 0.005),
     workspace_high=(0.75, 0.35, 0.60),
     cameras=("front", "wrist"),

@@ -163,6 +163,7 @@ SO101 = RobotSpec(
     gripper_joint_names=("gripper",),
     gripper_width_max=OPENING_MAX,
     gripper_speed_max=0.15,  # [m/s] at the tip, 2 rad/s, less than half of the servo's speed
+    gripper_force_max=GRIP_FORCE,
     workspace_low=(0.10, -0.17, 0.003),
     workspace_high=(0.33, 0.17, 0.30),
     cameras=("front", "wrist"),

@@ -126,6 +126,7 @@ UR5E = RobotSpec(
     gripper_joint_names=GRIPPER.joint_names,
     gripper_width_max=2 * GRIPPER.stroke_m,
     gripper_speed_max=0.15,  # [m/s], 2F-85 manual: 20 to 150 mm/s
+    gripper_force_max=GRIPPER.force_max,
     workspace_low=(0.25, -0.35, 0.005),
     workspace_high=(0.75, 0.35, 0.60),
     cameras=("front", "wrist"),

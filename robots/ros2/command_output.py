@@ -111,6 +111,7 @@ class _GripperAction:
             self._sent_m = width_m
             goal = self._goal()
             goal.command.position = float(self._spec.finger_positions(width_m)[0])
+            goal.command.max_effort = self._spec.gripper_force_max
             self.client.send_goal_async(goal)
 
 
