@@ -114,6 +114,11 @@ class LateSource:
     def failure(self) -> str | None:
         return self._policy.failure
 
+    def reset(self, seed: int) -> None:
+        """What is awaited is of another episode, whose clock began anew."""
+        self._held = None
+        self._policy.reset(seed)
+
     def submit(self, observation: Observation) -> None:
         spike = self._rng.random() < 0.03
         wait_s = self._rng.uniform(0.5, 1.0) if spike else self._latency_s + self._rng.normal(0, 0.005)
@@ -144,7 +149,7 @@ def real_time(artifact: Path, seconds: float, latency_ms: float) -> None:
             while len(errors) < seconds / PERIOD_S:
                 world.reset(runs)
                 loop.set_instruction(world.instruction)
-                policy.reset(runs)
+                source.reset(runs)
                 run = run_in_real_time(world, loop, source, pacer, 20.0, 10)
                 errors += (1e3 * run.timing.period_errors_s(PERIOD_S)).tolist()
                 chunks += [1e3 * s for s in run.timing.chunk_s]
