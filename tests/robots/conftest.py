@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,62 @@ class TinyArtifact:
 @pytest.fixture
 def artifact(tmp_path: Path) -> TinyArtifact:
     return TinyArtifact(write_artifact(tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def shared_artifact(tmp_path_factory: pytest.TempPathFactory) -> TinyArtifact:
+    """One that no test changes."""
+    return TinyArtifact(write_artifact(tmp_path_factory.mktemp("shared") / "artifact"))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running volar-serve."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def start_server(folder: Path, port: int = 0) -> Served:
+    command = [sys.executable, "-m", "volar.robots.serve", f"policy={folder}", f"port={port}", "host=127.0.0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()  # ends with the process
+    found = re.search(r"on ws://127\.0\.0\.1:(\d+)", line)
+    assert found is not None, f"volar-serve said {line!r}"
+    return Served(process, int(found[1]))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Starts volar-serve: `serve(folder, port=0)`."""
+    running: list[Served] = []
+
+    def start(folder: Path, port: int = 0) -> Served:
+        running.append(start_server(folder, port))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.end()
+
+
+@pytest.fixture(scope="session")
+def served(shared_artifact: TinyArtifact) -> Iterator[Served]:
+    """One server of the shared artifact, which no test disturbs."""
+    running = start_server(shared_artifact.path)
+    yield running
+    running.end()
 
 
 @pytest.fixture(scope="session")
