@@ -209,20 +209,23 @@ class PolicyLine:
 
 
 def _open(address: Address) -> Any:
+    """A connection, to be closed by the caller."""
     from websockets.sync.client import connect
 
-    connection = connect(
-        address.url,
-        compression=None,  # images hardly shrink and the arm waits
-        max_size=MAX_FRAME_BYTES,
-        open_timeout=OPEN_TIMEOUT_S,
-        close_timeout=CLOSE_TIMEOUT_S,
-        ping_interval=None,  # a server may be deaf while it infers; each request has its own timeout
-        proxy=None,
-    )
-    # A peer that stops reading would block `send` for good; the operating system ends it instead.
-    limit = struct.pack("@ll", int(address.timeout_s), int(address.timeout_s % 1 * 1e6))
-    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    settings = {
+        "compression": None,  # images hardly shrink and the arm waits
+        "max_size": MAX_FRAME_BYTES,
+        "open_timeout": OPEN_TIMEOUT_S,
+        "close_timeout": CLOSE_TIMEOUT_S,
+        "ping_interval": None,  # a server may be deaf while it infers; each request has its own timeout
+        "proxy": None,
+    }
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(connect(address.url, **settings))
+        # A peer that stops reading would block `send` for good; the operating system ends it instead.
+        limit = struct.pack("@ll", int(address.timeout_s), int(address.timeout_s % 1 * 1e6))
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        stack.pop_all()  # the caller closes it
     return connection
 
 

@@ -1,5 +1,6 @@
 """Arrays in msgpack: what goes in comes out, it is what openpi writes, and nothing hostile gets further."""
 
+import contextlib
 from typing import Any
 
 import msgpack
@@ -124,10 +125,8 @@ def test_hostile_bytes_are_named(data: bytes, reason: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_named_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ArrayMessageError):
         unpack(data)
-    except ArrayMessageError as error:
-        assert str(error)
 
 
 @settings(max_examples=300, deadline=None)
@@ -136,7 +135,5 @@ def test_a_damaged_message_is_a_message_or_a_named_error(message: Any, data: st.
     packed = bytearray(pack(message))
     for _ in range(data.draw(st.integers(1, 4))):
         packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(ArrayMessageError):
         unpack(bytes(packed))
-    except ArrayMessageError as error:
-        assert str(error)
