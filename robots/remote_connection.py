@@ -212,16 +212,17 @@ def _open(address: Address) -> Any:
     """A connection, to be closed by the caller."""
     from websockets.sync.client import connect
 
-    settings = {
-        "compression": None,  # images hardly shrink and the arm waits
-        "max_size": MAX_FRAME_BYTES,
-        "open_timeout": OPEN_TIMEOUT_S,
-        "close_timeout": CLOSE_TIMEOUT_S,
-        "ping_interval": None,  # a server may be deaf while it infers; each request has its own timeout
-        "proxy": None,
-    }
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(connect(address.url, **settings))
+        connecting = connect(
+            address.url,
+            compression=None,  # images hardly shrink and the arm waits
+            max_size=MAX_FRAME_BYTES,
+            open_timeout=OPEN_TIMEOUT_S,
+            close_timeout=CLOSE_TIMEOUT_S,
+            ping_interval=None,  # a server may be deaf while it infers; each request has its own timeout
+            proxy=None,
+        )
+        connection = stack.enter_context(connecting)
         # A peer that stops reading would block `send` for good; the operating system ends it instead.
         limit = struct.pack("@ll", int(address.timeout_s), int(address.timeout_s % 1 * 1e6))
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -1,9 +1,8 @@
 """A small real artifact, whose ONNX graph computes a known function of its inputs, and what fits it."""
 
 import hashlib
+import importlib.util
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,41 +60,25 @@ def shared_artifact(tmp_path_factory: pytest.TempPathFactory) -> TinyArtifact:
     return TinyArtifact(write_artifact(tmp_path_factory.mktemp("shared") / "artifact"))
 
 
-@dataclass(frozen=True)
-class Served:
-    """A running volar-serve."""
-
-    process: "subprocess.Popen[str]"
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-def start_server(folder: Path, port: int = 0) -> Served:
-    command = [sys.executable, "-m", "volar.robots.serve", f"policy={folder}", f"port={port}", "host=127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()  # ends with the process
-    found = re.search(r"on ws://127\.0\.0\.1:(\d+)", line)
-    assert found is not None, f"volar-serve said {line!r}"
-    return Served(process, int(found[1]))
+@pytest.fixture(scope="session")
+def peers() -> Any:
+    """The module `policy_peers.py` beside this file: servers of policies, good and bad, and how to wait for them."""
+    spec = importlib.util.spec_from_file_location("policy_peers", Path(__file__).with_name("policy_peers.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Served]]:
+def serve(peers: Any) -> Iterator[Callable[..., Any]]:
     """Starts volar-serve: `serve(folder, port=0)`."""
-    running: list[Served] = []
+    running: list[Any] = []
 
-    def start(folder: Path, port: int = 0) -> Served:
-        running.append(start_server(folder, port))
+    def start(folder: Path, port: int = 0) -> Any:
+        running.append(peers.start_server(folder, port))
         return running[-1]
 
     yield start
@@ -104,9 +87,9 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture(scope="session")
-def served(shared_artifact: TinyArtifact) -> Iterator[Served]:
+def served(peers: Any, shared_artifact: TinyArtifact) -> Iterator[Any]:
     """One server of the shared artifact, which no test disturbs."""
-    running = start_server(shared_artifact.path)
+    running = peers.start_server(shared_artifact.path)
     yield running
     running.end()
 

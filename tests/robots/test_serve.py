@@ -27,7 +27,7 @@ from volar.robots.remote_policy import RemotePolicy
 from volar.robots.serve import PolicyServer, ServeConfig
 
 if TYPE_CHECKING:
-    from .conftest import Served, TinyArtifact
+    from .conftest import TinyArtifact
 
 PATIENCE_S = 60.0  # for what comes at once on an idle machine
 
@@ -84,7 +84,7 @@ def openpi_observation(observation: Observation) -> dict[str, Any]:
 
 
 @pytest.fixture
-def client(served: "Served") -> Iterator[OpenpiClient]:
+def client(served: Any) -> Iterator[OpenpiClient]:
     with OpenpiClient.at(served.url) as client:
         yield client
 
@@ -155,7 +155,7 @@ def test_frames_that_are_no_request_get_a_reason(
     assert client.infer(openpi_observation(shared_artifact.observation()))["actions"].shape == (8, 7)
 
 
-def test_health(served: "Served") -> None:
+def test_health(served: Any) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/healthz", timeout=PATIENCE_S) as answer:
         assert answer.status == 200
         assert answer.read().strip() == b"OK"
@@ -163,7 +163,7 @@ def test_health(served: "Served") -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_ends_it_while_clients_are_connected(
-    serve: Callable[..., "Served"], shared_artifact: "TinyArtifact", number: signal.Signals
+    serve: Callable[..., Any], shared_artifact: "TinyArtifact", number: signal.Signals
 ) -> None:
     served = serve(shared_artifact.path)
     with OpenpiClient.at(served.url) as client:
