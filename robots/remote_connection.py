@@ -141,11 +141,11 @@ class PolicyLine:
         said = openpi_messages.read_metadata(unpack(metadata))
         if said is None and self._address.contract is None:
             raise ContractError(
-                "it says no contract (it is no volar-serve); write what its policy wants and gives into a file and "
+                "the server says no contract (it is no volar-serve); write what its policy wants and gives into a file and "
                 f"add it: policy={self._address.url}?contract=FILE.json"
             )
         if said is not None and self.contract is not None and (found := differences(self.contract, said)):
-            raise ContractError("has another contract; " + "; ".join(map(str, found)))
+            raise ContractError("the server has another contract; " + "; ".join(map(str, found)))
         self.contract = self.contract or said
         assert self.contract is not None
         self._keys, self._is_volar = self._keys or Keys.of(self.contract), said is not None

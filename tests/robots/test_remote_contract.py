@@ -50,7 +50,7 @@ def test_a_foreign_server_needs_a_contract(peers: Any, shared_artifact: "TinyArt
             connection.send(pack({"actions": np.ones((8, 7)), "server_timing": {"infer_ms": 12.5}}))  # float64
 
     with peers.peer(talk) as url:
-        with pytest.raises(ContractError, match=r"says no contract .*\?contract=FILE\.json"):
+        with pytest.raises(ContractError, match=r"the server says no contract .*\?contract=FILE\.json"):
             RemotePolicy(url)
         contract.save(tmp_path / "contract.json")
         observation = shared_artifact.observation("lift", stamp_ns=3)
