@@ -2,8 +2,8 @@
 
     python -P benchmarks/ros2.py ARTIFACT [--seconds 60] [--compressed] [--image-size 96]
 
-The twin stamps an image at the beginning of the period in which it renders it; the time ends with the first command that
-answers it.
+The twin stamps an image at the beginning of the period in which it renders it; the time ends with the first command
+that answers it.
 """
 
 import argparse
@@ -41,7 +41,8 @@ class Collector:
 def measure(options: argparse.Namespace) -> Collector:
     import rclpy
 
-    from volar.robots.ros2.controller_node import SUCCESS, ControllerNode, spinning
+    from volar.robots.ros2.controller_node import SUCCESS, ControllerNode
+    from volar.robots.ros2.spinning import Spinning
 
     domain = 1 + secrets.randbelow(100)
     os.environ |= {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": str(domain)}
@@ -55,7 +56,7 @@ def measure(options: argparse.Namespace) -> Collector:
     collector = Collector()
     node = ControllerNode(on_tick=collector)
     try:
-        with spinning(node):
+        with Spinning(node):
             assert node.trigger_configure() == SUCCESS, node.failure
             assert node.trigger_activate() == SUCCESS, node.failure
             while node.thread is None or not node.thread.started:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.errors import Unknown
-from volar.robots.kinematics import ancestors
+from volar.robots.kinematics import ancestors, indices
 from volar.robots.spec import RobotSpec, load_robot
 
 Vector = NDArray[np.float64]
+Configuration = Vector | list[float]  # (J,) [rad]
 
 MARGIN_M: Final = 0.005  # smallest distance allowed; the shapes are larger than the links they stand for
 SLACK_M: Final = 0.001  # a joint that is about to turn back overshoots by less while it brakes
@@ -55,7 +56,8 @@ class CollisionGuard:
         self._geom_distance, self._kinematics = mujoco.mj_geomDistance, mujoco.mj_kinematics
         self.model: Any = _model(spec, obstacles)
         self._data = mujoco.MjData(self.model)
-        self._joints = [self.model.joint(name).qposadr[0] for name in spec.joint_names]
+        self._at = self._data.qpos  # a view
+        self._joints = indices([int(self.model.joint(name).qposadr[0]) for name in spec.joint_names])
         fingers = [self.model.joint(name).qposadr[0] for name in spec.gripper_joint_names]
         self._data.qpos[fingers] = spec.finger_positions(spec.gripper_width_max)
         chain = [int(self.model.joint(name).bodyid[0]) for name in spec.joint_names]
@@ -78,18 +80,23 @@ class CollisionGuard:
             near = near[self._distance[near] - self._gain[near] @ np.abs(stop - q) < limit_m]
         return near
 
-    def touching(self, near: NDArray[np.intp], q_now: Vector, path: Iterable[Vector]) -> tuple[str, str] | None:
+    def touching(
+        self, near: NDArray[np.intp], q_now: Configuration, path: Iterable[Configuration]
+    ) -> tuple[str, str] | None:
         """Names of two shapes, of those `near`, that come nearer than the margin on a path; else None.
 
         Those that are nearer already in q_now (J,) [rad] may not come nearer still.
         """
         pairs = [self.pairs[index] for index in near]
         self._place(q_now)
-        allowed = [min(self._exact(pair), self.margin_m) - 1e-9 for pair in pairs]
+        distance, model, data = self._geom_distance, self.model, self._data
+        far_m = max(self.margin_m, 0.0) + SLACK_M  # farther is not told apart here, which is quicker
+        # (first, second, how near they may come)
+        allowed = [(a, b, min(distance(model, data, a, b, far_m, None), self.margin_m) - 1e-9) for a, b in pairs]
         for q in path:
             self._place(q)
-            for (first, second), allowed_m in zip(pairs, allowed, strict=True):
-                if self._exact((first, second)) < allowed_m:
+            for first, second, allowed_m in allowed:
+                if distance(model, data, first, second, far_m, None) < allowed_m:
                     return self.model.geom(first).name, self.model.geom(second).name
         return None
 
@@ -106,8 +113,8 @@ class CollisionGuard:
             self._distance[index] = self._exact(self.pairs[index])
         self._q[which] = q
 
-    def _place(self, q: Vector) -> None:
-        self._data.qpos[self._joints] = q
+    def _place(self, q: Configuration) -> None:
+        self._at[self._joints] = q
         self._kinematics(self.model, self._data)
 
     def _exact(self, pair: tuple[int, int]) -> float:

@@ -183,7 +183,8 @@ def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
 
     compare("robot", contract.robot, robot.name)
     for name, rule in contract.preprocessing.items():
-        if "." not in name:  # `lerobot.units` and its like are what a policy does itself, and hashed with the rest
+        # What a policy does itself is hashed with the rest, and no business of the body: `lerobot.units` and its like.
+        if name != "normalization" and "." not in name:
             compare(f"preprocessing.{name}", rule, PREPROCESSING.get(name))
     joints = contract.action.kind == "joint_position"  # absolute, so that any rate is the robot's
     have = robot.joint_action(contract.action.rate_hz) if joints else robot.action

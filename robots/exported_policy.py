@@ -31,6 +31,9 @@ MANIFEST, CONTRACT, MODEL, TOKENIZER, GOLDEN = (
 Stage = Literal["manifest", "hash", "contract", "tokenizer", "model", "output"]
 
 
+_NEWER = {"precision", "agreement"}  # fields that an artifact of the first format may lack
+
+
 class ArtifactError(VolarError):
     """An artifact that cannot be trusted. `stage`: the first check that failed."""
 
@@ -41,7 +44,8 @@ class ArtifactError(VolarError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """`artifact.json`. `text_length`: T; `files`: name -> SHA-256; `tolerance`: of the golden actions."""
+    """`artifact.json`. `text_length`: T; `files`: name -> SHA-256; `tolerance`: of the golden actions; `precision`:
+    `fp32` or `int8`; `agreement`: smallest share of the golden numbers that lie within the tolerance."""
 
     format_version: int
     format: str
@@ -49,6 +53,8 @@ class Manifest:
     text_length: int
     files: dict[str, str]
     tolerance: float
+    precision: str = "fp32"
+    agreement: float = 1.0
 
     @staticmethod
     def load(path: Path) -> "Manifest":
@@ -57,7 +63,8 @@ class Manifest:
             raise ArtifactError(path, "manifest", f"no {MANIFEST}; volar-export writes such a folder")
         try:
             raw = json.loads((path / MANIFEST).read_text())
-            found = Manifest(**{name: raw[name] for name in Manifest.__dataclass_fields__})
+            wanted = Manifest.__dataclass_fields__.keys() - (() if "agreement" in raw else _NEWER)
+            found = Manifest(**{name: raw[name] for name in wanted})
         except KeyError as error:
             raise ArtifactError(path, "manifest", f"{MANIFEST} lacks the field {error}") from error
         except (ValueError, TypeError) as error:
@@ -197,19 +204,24 @@ class ExportedPolicy:
         """Runs the golden set: first that the instructions tokenize as they did, then the actions."""
         with np.load(self.path / GOLDEN, allow_pickle=False) as golden:
             data = {name: golden[name] for name in golden.files}
+        errors: list[NDArray[np.float32]] = []
         for i, instruction in enumerate(data["instruction"]):
             text = self._contract.instruction_template.format(instruction=str(instruction))
             if not np.array_equal(self._tokenizer.encode(text), data["input_ids"][i]):
                 raise ArtifactError(self.path, "tokenizer", f"{str(instruction)!r} gives other ids than at export")
             images = {c.name: data[f"image.{c.name}"][i] for c in self._contract.cameras}
             actions, _ = self._run(images, data["state"][i], data["input_ids"][i])
-            error = float(np.abs(actions - data["actions"][i]).max())
-            if not error <= self.manifest.tolerance:
-                raise ArtifactError(
-                    self.path,
-                    "output",
-                    f"golden observation {i} differs by {error:.3g}, the tolerance is {self.manifest.tolerance:.3g}",
-                )
+            errors.append(np.abs(actions - data["actions"][i]))
+        within = np.stack(errors) <= self.manifest.tolerance  # (N, H, A); False for a NaN, too
+        if within.mean() < self.manifest.agreement:
+            i = int(np.flatnonzero(~within.reshape(len(within), -1).all(axis=1))[0])
+            raise ArtifactError(
+                self.path,
+                "output",
+                f"golden observation {i} differs by {float(errors[i].max()):.3g}, the tolerance is "
+                f"{self.manifest.tolerance:.3g}; {within.mean():.1%} of all numbers lie within it, "
+                f"{self.manifest.agreement:.1%} have to",
+            )
 
 
 def _sizes(sizes: Mapping[str, tuple[int, ...]]) -> str:

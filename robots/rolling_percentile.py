@@ -33,12 +33,13 @@ class RollingPercentile:
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"percent must be from 0 to 100, is {percent}")
-        if not self._sorted:
+        values = self._sorted.copy()  # another thread may add meanwhile
+        if not values:
             return None
-        place = percent / 100 * (len(self._sorted) - 1)
+        place = percent / 100 * (len(values) - 1)
         below = int(place)
-        above = min(below + 1, len(self._sorted) - 1)
-        return self._sorted[below] + (place - below) * (self._sorted[above] - self._sorted[below])
+        above = min(below + 1, len(values) - 1)
+        return values[below] + (place - below) * (values[above] - values[below])
 
     def clear(self) -> None:
         self._latest.clear()

@@ -7,6 +7,7 @@ Commands are samples of one twice differentiable trajectory, so finite differenc
 third are averages of its derivatives and obey the same limits.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -90,7 +91,7 @@ class SafetyFilter:
         self._high = np.array(self.spec.position_max) - margin_rad
         self._acceleration = LIMIT_SHARE * np.array(self.spec.acceleration_max)
         self._guard = CollisionGuard(arm.spec, obstacles, collision_margin_m)
-        self._box = np.array(self.spec.workspace_low), np.array(self.spec.workspace_high)
+        self._box = tuple(zip(self.spec.workspace_low, self.spec.workspace_high, strict=True))
         self._otg = ruckig.Ruckig(self.spec.joints, period_s)
         self._trajectory = ruckig.Trajectory(self.spec.joints)
         self._move = self._input(ruckig.ControlInterface.Position)
@@ -140,7 +141,7 @@ class SafetyFilter:
         state, reason = self._started, None
         if q_target is None:
             reason = NO_TARGET
-        elif not (np.isfinite(q_target).all() and np.isfinite(gripper_width_m)):
+        elif not (np.isfinite(q_target).all() and math.isfinite(gripper_width_m)):
             reason = NON_FINITE_TARGET
         else:
             # Joints speed up each for itself, so near the border even a way inwards can begin across it. From rest they
@@ -183,7 +184,7 @@ class SafetyFilter:
         lower, _ = self.spec.velocity_bounds(q + np.minimum(dq - gain, 0.0) * ahead_s)
         settings.max_velocity = np.maximum(LIMIT_SHARE * upper, MIN_VELOCITY).tolist()
         settings.min_velocity = np.minimum(LIMIT_SHARE * lower, -MIN_VELOCITY).tolist()
-        settings.target_position = np.clip(q_target, self._low, self._high).tolist()
+        settings.target_position = np.minimum(np.maximum(q_target, self._low), self._high).tolist()
         return self._sample(settings, state, self.period_s)
 
     def _braked(self, state: _State) -> _State:
@@ -222,34 +223,31 @@ class SafetyFilter:
 
     def _unsafe(self, following: _State, pose: Pose) -> str | None:
         """Why not to follow: the arm would leave the box, or further, or touch something before it can stop."""
-        allowed_m = self._outside_m(self.pose) + 1e-9
-        if self._outside_m(pose) > allowed_m:
+        allowed_m = max(0.0, -self._depth_m(self.pose.position.tolist())) + 1e-9
+        depth_m = self._depth_m(pose.position.tolist())
+        if -depth_m > allowed_m:
             return WORKSPACE
         q = np.array(following.q)
         stop = np.array(self._sample(self._brake, following, None).q)
         # Farther from the border than any joint can carry the site while braking: no need to look closer.
-        within = self._depth_m(pose) > float(np.abs(stop - q).sum()) * self._reach_m + BRAKING_SLACK_M
+        within = depth_m > float(np.abs(stop - q).sum()) * self._reach_m + BRAKING_SLACK_M
         near = self._guard.near(q, stop)
         if within and not near.size:
             return None
         duration_s = self._trajectory.duration  # joints brake each for itself, so the path is curved
-        path = [np.array(self._trajectory.at_time(share * duration_s)[0]) for share in BRAKING_SAMPLES]
-        if not within and max(self._outside_m(self._arm.forward(q)) for q in path) > allowed_m:
+        path = [self._trajectory.at_time(share * duration_s)[0] for share in BRAKING_SAMPLES]
+        if not within and any(-self._depth_m(self._arm.position(on_path)) > allowed_m for on_path in path):
             return WORKSPACE
         every_second = (q, *path[1::2])  # shapes that are larger than the links forgive more than the box does
-        return COLLISION if near.size and self._guard.touching(near, self.q, every_second) else None
+        return COLLISION if near.size and self._guard.touching(near, self._started.q, every_second) else None
 
-    def _depth_m(self, pose: Pose) -> float:
-        """Distance to the nearest side of the box, negative outside."""
-        low, high = self._box
-        return float(np.minimum(pose.position - low, high - pose.position).min())
-
-    def _outside_m(self, pose: Pose) -> float:
-        return max(0.0, -self._depth_m(pose))
+    def _depth_m(self, position: list[float]) -> float:
+        """Distance of a point (3,) to the nearest side of the box, negative outside."""
+        return min(min(x - low, high - x) for x, (low, high) in zip(position, self._box, strict=True))
 
     def _move_gripper(self, width_m: float) -> None:
-        if not np.isfinite(width_m):
+        if not math.isfinite(width_m):
             return
         step_m = self.spec.gripper_speed_max * self.period_s
-        wanted = float(np.clip(width_m, 0.0, self.spec.gripper_width_max))
-        self._width_m += float(np.clip(wanted - self._width_m, -step_m, step_m))
+        wanted = min(max(float(width_m), 0.0), self.spec.gripper_width_max)
+        self._width_m += min(max(wanted - self._width_m, -step_m), step_m)

@@ -52,6 +52,7 @@ class RobotSpec:
     gripper_joint_names: tuple[str, ...]
     gripper_width_max: float  # [m] between the fingers
     gripper_speed_max: float  # [m/s] of the width
+    gripper_force_max: float  # [N], all that the motor of the simulated hand has, and the most a real one is asked for
     workspace_low: tuple[float, float, float]
     workspace_high: tuple[float, float, float]
     cameras: tuple[str, ...]

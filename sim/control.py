@@ -1,4 +1,4 @@
-"""volar-control: an exported policy moves the simulated arm in real time.
+"""volar-control: an exported policy moves an arm in real time: a simulated one, or one behind ROS 2 or LeRobot.
 
 The same artifact, control loop and safety filter that drive a real arm; the policy runs in a process of its own, the
 loop at 100 Hz on the wall clock. Leaves control.json: success, how exact the period was, how long inference took,
@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from volar.sim.wall_clock import RealTimeRun
     from volar.sim.world import TaskWorld
 
-ROBOTS = ("sim/fr3", "sim/ur5e", "sim/so101", "lerobot/so101")
+ROBOTS = ("sim/fr3", "sim/ur5e", "sim/so101", "ros2/fr3", "ros2/ur5e", "ros2/so101", "lerobot/so101")
 EXAMPLES = (
     'volar-control policy=runs/artifact robot=sim/fr3 instruction="lift the red block"',
     "volar-control policy=runs/artifact task=lift episodes=50 output=runs/lifts",
     'volar-control policy=runs/artifact instruction="lift the red block" video=runs/lift.mp4',
+    'volar-control policy=runs/artifact robot=ros2/fr3 instruction="lift the red block" duration_s=30',
+    'volar-control policy=runs/artifact robot=ros2/fr3 instruction="lift the red block" --ros-args -p record:=runs/bag',
 )
 
 
@@ -52,7 +55,7 @@ class ControlConfig:
     episodes: int = field(default=1, metadata={"help": "how often, each time in another scene"})
     seed: int = field(default=0, metadata={"help": "decides the scenes, as in volar-evaluate"})
     duration_s: float | None = field(
-        default=None, metadata={"help": "longest time of an episode; by default the task's"}
+        default=None, metadata={"help": "longest time of an episode, by default the task's; for ros2/..., until Ctrl-C"}
     )
     rate_hz: float = field(default=100.0, metadata={"help": "of the control loop; whole multiples of the action rate"})
     video: Path | None = field(default=None, metadata={"help": "film the first episode into this .mp4"})
@@ -78,8 +81,8 @@ class ControlConfig:
             raise ValueError(f"video={self.video} must end in .mp4")
 
 
-def control(config: ControlConfig) -> dict[str, Any]:
-    """Runs the episodes, writing control.json after each; returns the last one.
+def control(config: ControlConfig, ros_arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs the episodes, writing control.json after each; returns the last one. `ros_arguments`: for robot=ros2/...
 
     Raises `VolarError` for a folder that is no artifact or output that is taken, `ContractError` when the policy
     does not fit the robot, `UsageError` when the instruction means nothing here.
@@ -96,6 +99,12 @@ def control(config: ControlConfig) -> dict[str, Any]:
     from volar.sim.control_report import print_summary, summarize
 
     path = _output_file(config)
+    if config.robot.startswith("ros2/"):
+        from volar.sim.control_ros2 import control_ros2
+
+        return control_ros2(config, ros_arguments)
+    if ros_arguments:
+        raise UsageError(f"{ros_arguments[0]} is for robot=ros2/..., not for robot={config.robot}")
     if config.robot.startswith("lerobot/"):
         from volar.sim.control_lerobot import control_lerobot
 
@@ -238,12 +247,14 @@ def _film(world: "TaskWorld", result: "RealTimeRun", path: Path) -> None:
     write_mp4(path, film.frames, world.spec.action.rate_hz)
 
 
-def _main(config: ControlConfig) -> None:
-    control(config)
-
-
 def main() -> int:
-    return run("volar-control", ControlConfig, _main, doc=__doc__, examples=EXAMPLES)
+    words = sys.argv[1:]
+    cut = words.index("--ros-args") if "--ros-args" in words else len(words)
+
+    def control_it(config: ControlConfig) -> None:
+        control(config, words[cut:])
+
+    return run("volar-control", ControlConfig, control_it, doc=__doc__, examples=EXAMPLES, argv=words[:cut])
 
 
 if __name__ == "__main__":

@@ -95,13 +95,16 @@ def print_summary(result: Mapping[str, Any]) -> None:
         ("inference", "inference_ms"),
         ("observation to actions", "observation_to_chunk_ms"),
     ):
+        if key not in result:
+            continue
         values = result[key]
         table.add_row(label, *(f"{values[name]:.2f}" if values else "-" for name in ("p50", "p99", "max")))
     console = Console(highlight=False)
     console.print(table)
-    low, high = result["wilson95"]
-    console.print(f"success {result['successes']}/{result['episodes']} ({100 * low:.0f}–{100 * high:.0f} %)")
-    for run in result["runs"]:
+    if "successes" in result:  # on a real arm nobody knows
+        low, high = result["wilson95"]
+        console.print(f"success {result['successes']}/{result['episodes']} ({100 * low:.0f}–{100 * high:.0f} %)")
+    for run in result.get("runs", ()):
         if run["reason"]:
             console.print(f"broke down and counts as a failure: {run['reason']}")
     holds = ", ".join(f"{reason} {count}" for reason, count in result["holds"].items()) or "none"

@@ -27,6 +27,14 @@ BRAKING_S: Final = 0.05  # how long the physics waits for the commands of a cont
 READY_S: Final = 30.0  # for the controller to be found and to answer
 STARVED: Final = "no_command"
 CONTROLLER: Final = "volar_controller"
+# The node, which gets SIGTERM when the process that started it is gone, however it ended (PR_SET_PDEATHSIG, Linux).
+_RUN: Final = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+from volar.robots.ros2.controller_node import main
+raise SystemExit(main())
+"""
 
 
 class Ros2ClosedLoop(ClosedLoop):
@@ -136,7 +144,7 @@ class ControllerProcess:
         arguments = [word for key, value in values.items() if value for word in ("-p", f"{key}:={value}")]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "volar.robots.ros2.controller_node", "--ros-args", *arguments],
+            [sys.executable, "-c", _RUN, "--ros-args", *arguments],
             env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
             stdout=self._log,
             stderr=self._log,

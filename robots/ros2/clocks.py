@@ -7,12 +7,22 @@ from typing import Final, Protocol
 from volar.robots.real_time import Pacer
 
 STALLED_S: Final = 0.5  # a simulated clock that stands still for so long does not make a stopping arm wait
+AHEAD_NS: Final = 100_000_000  # stamps may be so far ahead of `/clock`, which is heard after what it belongs to
 
 
 class LoopClock(Protocol):
-    """The loop's clock and its deadlines. `ros_ns`: the present on the clock of message stamps."""
+    """The loop's clock and its deadlines."""
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What must come before time has a meaning."""
+        ...
 
     def now_ns(self) -> int: ...
+
+    def stamp_ns(self, header_ns: int, ros_now_ns: int) -> int:
+        """A message's stamp on this clock. `ros_now_ns`: the present on the clock that headers are stamped with."""
+        ...
 
     def start(self) -> None: ...
 
@@ -24,11 +34,16 @@ class LoopClock(Protocol):
 class WallClock:
     """Monotonic time: it never jumps, whatever is done to the machine's date."""
 
+    waits_for: tuple[str, ...] = ()
+
     def __init__(self, period_ns: int) -> None:
         self._pacer = Pacer(period_ns)
 
     def now_ns(self) -> int:
         return time.monotonic_ns()
+
+    def stamp_ns(self, header_ns: int, ros_now_ns: int) -> int:
+        return on_loop_clock(header_ns, ros_now_ns, self.now_ns())
 
     def start(self) -> None:
         self._pacer.start()
@@ -45,17 +60,27 @@ class SimulatedClock:
         self._period_ns = period_ns
         self._changed = threading.Condition()
         self._now_ns = self._due_ns = 0
+        self._heard = False
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        return () if self._heard else ("/clock",)
 
     def advance(self, now_ns: int) -> None:
         """A message on `/clock` has come."""
         with self._changed:
             if now_ns < self._now_ns:  # another run of the simulation: the loop sees the jump at once
                 self._due_ns = now_ns
-            self._now_ns = now_ns
+            self._now_ns, self._heard = now_ns, True
             self._changed.notify_all()
 
     def now_ns(self) -> int:
         return self._now_ns
+
+    def stamp_ns(self, header_ns: int, ros_now_ns: int) -> int:
+        """The header's. One of another clock, and none at all, count as of now: else nothing would ever be stale."""
+        now_ns = self._now_ns
+        return header_ns if not self._heard or 0 < header_ns <= now_ns + AHEAD_NS else now_ns
 
     def start(self) -> None:
         with self._changed:

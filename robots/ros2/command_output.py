@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rclpy.duration import Duration
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Float64MultiArray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Every command counts: a subscriber that misses one sees the arm told to move twice as far in a period.
 COMMANDS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+FLUSH_S = 0.5  # for a subscriber that has gone without saying so
 GOAL_M = 0.001  # a gripper action is sent again when the width to reach has changed by this
 
 
@@ -47,8 +49,11 @@ class CommandOutput:
 
     def _publisher(self, kind: Any, topic: str) -> Any:
         def incompatible(event: Any) -> None:
-            policy = event.last_policy_kind.name.lower()
-            self._problem(topic, f"a subscriber asks for {policy} that a stream of commands does not offer")
+            policy = event.last_policy_kind.name.lower().removeprefix("rmw_qos_policy_")
+            self._problem(
+                self._node.resolve_topic_name(topic),
+                f"a subscriber asks for {policy} that a stream of commands does not offer",
+            )
 
         events = PublisherEventCallbacks(incompatible_qos=incompatible)
         return self._node.create_lifecycle_publisher(kind, topic, COMMANDS, event_callbacks=events)
@@ -62,15 +67,23 @@ class CommandOutput:
             self._action.reach(command.gripper_width_m)
 
     def trajectory(self, command: JointCommand) -> JointTrajectory:
-        """One point, to be reached a period from now."""
+        """One point, to be reached a period after it has come.
+
+        The header's stamp stays zero, which means that: with a stamp, a joint_trajectory_controller drops what
+        arrives a period late, or from a machine whose clock is behind (MoveIt Servo leaves it zero, too).
+        """
         message = JointTrajectory(joint_names=list(self._spec.joint_names))
-        set_stamp(message.header.stamp, self._node.get_clock().now().nanoseconds)
         point = JointTrajectoryPoint(
             positions=array("d", command.q), velocities=array("d", command.dq), accelerations=array("d", command.ddq)
         )
         set_stamp(point.time_from_start, self._period_ns)
         message.points = [point]
         return message
+
+    def flush(self) -> None:
+        """Waits until the last commands have been received: the arm is to rest where it was told to."""
+        for publisher in filter(None, (self._arm, self._gripper)):
+            publisher.wait_for_all_acked(Duration(seconds=FLUSH_S))
 
     def close(self) -> None:
         """Takes the publishers off the node."""
@@ -98,6 +111,7 @@ class _GripperAction:
             self._sent_m = width_m
             goal = self._goal()
             goal.command.position = float(self._spec.finger_positions(width_m)[0])
+            goal.command.max_effort = self._spec.gripper_force_max
             self.client.send_goal_async(goal)
 
 

@@ -24,10 +24,11 @@ PERIODS: Final = 1000  # in the rolling percentile of period errors
 
 
 class ControlThread:
-    """Runs from `start` to `leave`. `ended` is called when the arm is at rest and no command will follow.
+    """Runs from `start` to `leave`. `changed` is called when its state has: from its thread, so it must be quick.
 
     `started`: everything it waited for has come, and it ticks. `reason`: why the arm brakes or rests, None while it
     follows the policy. `error`: what ended it by itself, an empty string otherwise. `on_tick`: for each report.
+    `last_error`: the latest thing that a tick survived: what a camera, the body or the policy raised.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ControlThread:
     ) -> None:
         self.loop, self.body, self.source, self.clock, self.recorder = loop, body, source, clock, recorder
         self.started, self.real_time = False, False
-        self.error = ""
+        self.error = self.last_error = ""
         self.reason: str | None = None
         self.last_refused: str | None = None
         self.ticks = 0
@@ -71,6 +72,12 @@ class ControlThread:
         return answer
 
     @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What must come before the first tick: an arm that was told nothing does not move."""
+        told = () if self.loop.instruction else ("an instruction",)
+        return (*self.clock.waits_for, *self.body.waits_for, *told)
+
+    @property
     def ticking(self) -> bool:
         """True while requests are answered."""
         return self.started and self._thread.is_alive()
@@ -78,7 +85,7 @@ class ControlThread:
     def _run(self) -> None:
         try:
             with without_garbage_collection(), real_time_scheduling() as self.real_time:
-                while self.body.waits_for and not self._leaving.is_set():
+                while self.waits_for and not self._leaving.is_set():
                     time.sleep(WAIT_S)
                 if not self._leaving.is_set():
                     self._tick_until_left()
@@ -122,6 +129,8 @@ class ControlThread:
             self.period_error_s.add(abs(now_s - self._last_s - self.loop.period_s))
         self._last_s, self.ticks = now_s, self.ticks + 1
         self.last_refused = report.refused or self.last_refused
+        if report.error is not None:
+            self.last_error = f"{type(report.error).__name__}: {report.error}"
         before, self.reason = self.reason, report.reason
         if self.recorder is not None:
             self.recorder.add(report)

@@ -27,14 +27,13 @@ from typing import Any, Final
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -43,20 +42,19 @@ from volar.robots.control_loop import ControlLoop, TickReport
 from volar.robots.errors import VolarError
 from volar.robots.kinematics import Arm
 from volar.robots.policy_source import PolicySource, open_source
-from volar.robots.ros2 import diagnostics, messages, parameters
-from volar.robots.ros2.clocks import SimulatedClock, WallClock, on_loop_clock
+from volar.robots.ros2 import diagnostics, parameters, robot_inputs
+from volar.robots.ros2.clocks import LoopClock, SimulatedClock, WallClock
 from volar.robots.ros2.command_output import CommandOutput
 from volar.robots.ros2.control_thread import ControlThread
 from volar.robots.ros2.recording import Recorder
+from volar.robots.ros2.robot_inputs import RobotInputs
 from volar.robots.ros2.ros2_body import Ros2Body
+from volar.robots.ros2.spinning import Spinning
 from volar.robots.spec import load_robot, robot_name
 
 NAME: Final = "volar_controller"
-INPUTS: Final = "_volar_controller_inputs"  # the leading underscore hides it from `ros2 node list`
 DIAGNOSTICS_S: Final = 1.0
 ANSWER_S: Final = 2.0  # for a tick to answer a service; a tick comes every 10 ms
-# What asks for best effort gets the messages of reliable publishers too, and never waits for one that was lost.
-NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -72,32 +70,40 @@ def _said(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., 
             self.get_logger().error(traceback.format_exc())
             self.failure = f"{transition.__name__}: {type(error).__name__}: {error}"
             raise
+        finally:
+            self._changed.trigger()  # once the state has changed, which is after this
 
     return transit
 
 
 class ControllerNode(LifecycleNode):
-    """See the module. `on_tick`: for each report of the loop, called in its thread."""
+    """See the module. `on_tick`: for each report of the loop, called in its thread.
+
+    `thread`: the control loop's, None while the node is not active. `failure`: why the last transition was refused.
+    `finished`: set when it has been shut down, by whomever.
+    """
 
     def __init__(self, on_tick: Callable[[TickReport], None] | None = None, **options: Any) -> None:
         super().__init__(NAME, **options)
-        # Sensors are heard by a node and a thread of their own: a service that takes seconds must not make them stale.
-        self.inputs = Node(INPUTS, start_parameter_services=False, enable_rosout=False)
+        self.inputs = robot_inputs.node_for(self)
         parameters.declare(self)
         self.thread: ControlThread | None = None
         self._on_tick = on_tick
         self._source: PolicySource | None = None
         self._loop: ControlLoop | None = None
         self._body: Ros2Body | None = None
+        self._clock_of_loop: LoopClock | None = None
         self._output: CommandOutput | None = None
-        self._subscriptions_of_robot: list[Any] = []
+        self._inputs_of_robot: RobotInputs | None = None
         self._settings = parameters.NodeSettings()
         self._instruction = ""
-        self.failure = ""  # why the last transition was refused
+        self.failure = ""
+        self.finished = threading.Event()
         self._state = self.create_publisher(String, "~/state", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._changed = self.create_guard_condition(self._report)
-        self.create_timer(DIAGNOSTICS_S, self._report)
+        # On a clock of its own: where `/clock` does not run, somebody has to say so.
+        self.create_timer(DIAGNOSTICS_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_subscription(String, "~/instruction", self._on_instruction, 10)
         for name in ("pause", "resume", "stop", "recover"):
             self.create_service(Trigger, f"~/{name}", self._service(name))
@@ -121,16 +127,19 @@ class ControllerNode(LifecycleNode):
         assert self._loop is not None
         assert self._body is not None
         assert self._source is not None
+        assert self._clock_of_loop is not None
         recorder, clock = None, self._clock_of_loop
         if (record := str(self.get_parameter("record").value)) != "":
             try:
                 contract, period_s = self._source.contract, self._loop.period_s
-                recorder = Recorder(Path(record), self._body.spec, contract, period_s)
+                epoch_ns = self.get_clock().now().nanoseconds - clock.now_ns() if isinstance(clock, WallClock) else 0
+                recorder = Recorder(Path(record), self._body.spec, contract, period_s, epoch_ns)
             except VolarError as error:
                 self._refuse(str(error))
                 return FAILURE
         result = super().on_activate(state)
         self._body.forget()
+        self._source.reset()  # nothing of a motion before, where a policy remembers any
         self.thread = ControlThread(
             self._loop, self._body, self._source, clock, self._changed.trigger, recorder, self._on_tick
         )
@@ -151,6 +160,7 @@ class ControllerNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._brake()
         self._release()
+        self.finished.set()
         return super().on_shutdown(state)
 
     @_said
@@ -165,9 +175,7 @@ class ControllerNode(LifecycleNode):
         spec = load_robot(robot_name(settings.robot, settings.asset or None))
         period_ns = round(1e9 / settings.rate_hz)
         simulated = bool(self.get_parameter("use_sim_time").value)
-        self._clock_of_loop: SimulatedClock | WallClock = (
-            SimulatedClock(period_ns) if simulated else WallClock(period_ns)
-        )
+        self._clock_of_loop = clock = SimulatedClock(period_ns) if simulated else WallClock(period_ns)
         self._source = source = open_source(settings.policy)
         require(source.contract, spec)
         self._output = CommandOutput(self, spec, settings, self._note_problem)
@@ -184,36 +192,24 @@ class ControllerNode(LifecycleNode):
         )
         self._instruction = self._instruction or settings.instruction
         self._loop.set_instruction(self._instruction)
-        self._subscribe(cameras)
-
-    def _subscribe(self, cameras: dict[str, tuple[int, int]]) -> None:
-        settings = self._settings
-
-        def hear(kind: Any, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
-            self._subscriptions_of_robot.append(self.inputs.create_subscription(kind, topic, callback, qos))
-
-        hear(JointState, settings.joint_states_topic, self._on_joint_state, NEWEST)
-        if isinstance(self._clock_of_loop, SimulatedClock):
-            hear(Clock, "/clock", self._on_clock, NEWEST)
-        kind: Any = CompressedImage if settings.image_transport == "compressed" else Image
-        for name, size in cameras.items():
-            topic = parameters.camera_topic(self, name, settings.image_transport)
-            hear(kind, topic, self._on_image(name, *size), qos_profile_sensor_data)
+        self._inputs_of_robot = RobotInputs(self, self.inputs, settings, self._body, clock, cameras)
 
     def _brake(self) -> None:
         if self.thread is not None and not self.thread.leave():
             self.get_logger().error("the arm did not come to rest within 10 s; its driver's own watchdog must stop it")
+        if self.thread is not None and self._output is not None:
+            self._output.flush()
         self.thread = None
         self._changed.trigger()
 
     def _release(self) -> None:
-        for subscription in self._subscriptions_of_robot:
-            self.inputs.destroy_subscription(subscription)
+        if self._inputs_of_robot is not None:
+            self._inputs_of_robot.close()
         if self._output is not None:
             self._output.close()
         if self._source is not None:
             self._source.close()
-        self._subscriptions_of_robot, self._output = [], None
+        self._inputs_of_robot, self._output = None, None
         self._source, self._loop, self._body = None, None, None
 
     def _note_problem(self, topic: str, text: str) -> None:
@@ -223,38 +219,12 @@ class ControllerNode(LifecycleNode):
 
     def _refuse(self, reason: str) -> None:
         self.failure = " ".join(reason.split())
-        self.get_logger().error(reason)
+        self.get_logger().error(self.failure)
 
-    # Messages of the robot
-
-    def _on_clock(self, message: Clock) -> None:
-        if isinstance(self._clock_of_loop, SimulatedClock):
-            self._clock_of_loop.advance(messages.stamp_ns(message.clock))
-
-    def _stamp(self, header: Any) -> int:
-        if isinstance(self._clock_of_loop, SimulatedClock):
-            return messages.stamp_ns(header.stamp)
-        ros_now_ns = self.get_clock().now().nanoseconds
-        return on_loop_clock(messages.stamp_ns(header.stamp), ros_now_ns, self._clock_of_loop.now_ns())
-
-    def _on_joint_state(self, message: JointState) -> None:
-        if (body := self._body) is not None:
-            body.on_joint_state(message.name, message.position, message.velocity, self._stamp(message.header))
-
-    def _on_image(self, camera: str, width: int, height: int) -> Callable[[Any], None]:
-        def on_image(message: Any) -> None:
-            if (body := self._body) is None:
-                return
-            try:
-                compressed = isinstance(message, CompressedImage)
-                image = messages.decode_compressed(message) if compressed else messages.decode_image(message)
-                body.on_image(camera, messages.fit(image, width, height, camera), self._stamp(message.header))
-            except messages.ImageMisfit as error:
-                if body.problems.get(camera) != str(error):
-                    self.get_logger().error(str(error))
-                body.problems[camera] = str(error)
-
-        return on_image
+    def leave(self) -> None:
+        """Brakes and shuts down, from whatever state. Call it where no executor carries out orders."""
+        if self._state_machine.current_state[1] in ("unconfigured", "inactive", "active"):
+            self.trigger_shutdown()
 
     # Orders
 
@@ -318,49 +288,26 @@ def main(arguments: list[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    node = ControllerNode()
+    try:
+        node = ControllerNode()
+    except ParameterException as error:
+        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
     code = 0
-    with spinning(node):
+    with Spinning(node) as spinning:
         if node.get_parameter("autostart").value:
             code = 0 if node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS else 1
             if code:
                 print(f"{NAME}: {node.failure}", file=sys.stderr)
-        while code == 0 and not stop.wait(0.5):
+        while code == 0 and not node.finished.is_set() and not stop.wait(0.1):
             pass
-        node.trigger_shutdown()
+        spinning.stop_orders()
+        node.leave()
     node.inputs.destroy_node()
     node.destroy_node()
     rclpy.try_shutdown()
     return code
-
-
-class spinning:
-    """Executes a controller's callbacks, its orders in one thread and its sensors in another, until the block ends.
-
-    Two executors of one thread each take a fifth of the time of one with two threads.
-    """
-
-    def __init__(self, node: ControllerNode) -> None:
-        self._executors = SingleThreadedExecutor(), SingleThreadedExecutor()
-        for executor, spun in zip(self._executors, (node, node.inputs), strict=True):
-            executor.add_node(spun)
-        self._threads = [threading.Thread(target=_spin, args=(e,), daemon=True) for e in self._executors]
-
-    def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        for executor, thread in zip(self._executors, self._threads, strict=True):
-            executor.shutdown(timeout_sec=2.0)
-            thread.join(timeout=2.0)
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        return
 
 
 if __name__ == "__main__":

@@ -20,18 +20,18 @@ def report(name: str, node_state: str, thread: "ControlThread | None", body: "Ro
     values = {"lifecycle": node_state}
     status.level, status.message = DiagnosticStatus.OK, node_state
     if thread is not None:
-        status.level, status.message = _verdict(thread, body)
+        status.level, status.message = _verdict(thread)
         values |= figures(thread)
     if body is not None:
-        values |= {f"problem with {topic}": what for topic, what in sorted(body.problems.items())}
-        if body.waits_for:
-            values["waits for"] = ", ".join(body.waits_for)
+        values |= {f"problem with {topic}": what for topic, what in sorted(body.problems.copy().items())}
+    if waits_for := thread.waits_for if thread is not None else body.waits_for if body is not None else ():
+        values["waits for"] = ", ".join(waits_for)
     status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
     return DiagnosticArray(status=[status])
 
 
 def figures(thread: "ControlThread") -> dict[str, str]:
-    """State, reason, period, latency and the policy's health, as text."""
+    """State, reason, period, latency, ages of what was heard, and the policy's health, as text."""
     loop, source = thread.loop, thread.source
     values = {
         "state": loop.mode.state,
@@ -39,6 +39,8 @@ def figures(thread: "ControlThread") -> dict[str, str]:
         "instruction": loop.instruction,
         "ticks": str(thread.ticks),
         "last refused chunk": thread.last_refused or "",
+        "last error": thread.last_error,
+        "scheduling": "real-time" if thread.real_time else "normal",
         "policy restarts": str(source.restarts),
         "policy failure": source.failure or "",
     }
@@ -46,16 +48,19 @@ def figures(thread: "ControlThread") -> dict[str, str]:
         for percent in (50.0, 99.0):
             if (seconds := percentile.at(percent)) is not None:
                 values[f"{title} p{percent:.0f} [ms]"] = f"{1e3 * seconds:.2f}"
+    now_ns = thread.clock.now_ns()
+    for camera, stamp_ns in thread.body.image_stamps().items():
+        values[f"camera {camera} age [ms]"] = f"{(now_ns - stamp_ns) / 1e6:.1f}"
     if thread.recorder is not None:
         values["recording: dropped"] = str(thread.recorder.dropped)
     return values
 
 
-def _verdict(thread: "ControlThread", body: "Ros2Body | None") -> tuple[bytes, str]:
+def _verdict(thread: "ControlThread") -> tuple[bytes, str]:
     if thread.error:
         return DiagnosticStatus.ERROR, thread.error
     if not thread.started:
-        return DiagnosticStatus.WARN, f"waits for {', '.join(body.waits_for) if body else 'the robot'}"
+        return DiagnosticStatus.WARN, f"waits for {', '.join(thread.waits_for) or 'the first tick'}"
     state = thread.loop.mode.state
     message = f"{state}: {thread.reason}" if thread.reason else state
     return _LEVELS.get(state, DiagnosticStatus.ERROR), message

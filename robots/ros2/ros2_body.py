@@ -17,6 +17,7 @@ Image = NDArray[np.uint8]
 
 FRAMES: Final = 8  # kept of each camera, to find those of one moment
 STATES: Final = 100  # kept, to find the one of that moment: a second at 100 Hz
+RESTART_NS: Final = 200_000_000  # messages overtake each other by less; what is older by more is of a clock set back
 
 
 class NotReady(VolarError):
@@ -76,13 +77,18 @@ class Ros2Body:
             arm = [self._found[name] for name in self._spec.joint_names]
             q, dq = np.array([joint[:2] for joint in arm]).T
             width_m = self._spec.gripper_width(np.array([self._found[n][0] for n in self._spec.gripper_joint_names]))
-            self._states.append(JointState(q, dq, width_m, min(joint[2] for joint in arm)))
+            state = JointState(q, dq, width_m, min(joint[2] for joint in arm))
+            if self._states and state.stamp_ns < self._states[-1].stamp_ns - RESTART_NS:
+                self._states.clear()
+            self._states.append(state)
             self.problems.pop("joint_states", None)
 
     def on_image(self, camera: str, image: Image, stamp_ns: int) -> None:
-        """A frame of the policy's size; one that is older than the newest is dropped."""
+        """A frame of the policy's size; one that is older than the newest is dropped, unless its clock was set back."""
         with self._lock:
             frames = self._frames[camera]
+            if frames and stamp_ns < frames[-1][0] - RESTART_NS:
+                frames.clear()
             if not frames or stamp_ns >= frames[-1][0]:
                 frames.append((stamp_ns, image))
             self.problems.pop(camera, None)

@@ -125,6 +125,7 @@ def test_model_has_what_every_scene_needs(name: str) -> None:
         np.testing.assert_allclose(model.actuator(joint).forcerange, [-spec.effort_max[i], spec.effort_max[i]])
         assert model.actuator(joint).trnid[0] == model.joint(joint).id
     np.testing.assert_allclose(model.actuator("gripper").ctrlrange, [0, spec.gripper_width_max])
+    np.testing.assert_allclose(np.abs(model.actuator("gripper").forcerange), spec.gripper_force_max)
     moving = {int(body) for body in model.jnt_bodyid}
     assert (model.body_gravcomp[list(moving)] == 1).all()
     assert model.nu == spec.joints + 1

@@ -205,7 +205,7 @@ def test_an_artifact_for_another_robot_is_refused(config: ControlConfig, tmp_pat
 
 def test_settings_are_checked_before_anything_runs(artifact_folder: Path) -> None:
     with pytest.raises(Unknown, match="sim/fr3"):
-        ControlConfig(str(artifact_folder), robot="ros2/fr3", task="lift")
+        ControlConfig(str(artifact_folder), robot="ros2/panda", task="lift")
     with pytest.raises(UsageError, match="say what to do"):
         ControlConfig(str(artifact_folder))
     with pytest.raises(ValueError, match=r"\.mp4"):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +56,23 @@ def test_another_robots_weights_in_the_artifact_are_noticed(exported: tuple[Path
 def test_no_policy_names_what_one_looks_like(tmp_path: Path) -> None:
     with pytest.raises(VolarError, match="no policy at"):
         export(ExportConfig(policy=tmp_path / "nothing", output=tmp_path / "artifact"))
+
+
+def test_int8_is_held_to_its_own_bound(exported: tuple[Path, Path], look: Look, tmp_path: Path) -> None:
+    """Smaller, and held to agree with torch in nine numbers of ten; in fewer it is refused."""
+    export(ExportConfig(policy=exported[0], output=tmp_path / "int8", precision="int8"))
+    whole, small = ((folder / "policy.onnx").stat().st_size for folder in (exported[1], tmp_path / "int8"))
+    assert small < 0.5 * whole
+    manifest = json.loads((tmp_path / "int8" / "artifact.json").read_text())
+    assert (manifest["precision"], manifest["agreement"]) == ("int8", 0.9)
+    a, b = load(exported[0]), ExportedPolicy(tmp_path / "int8")
+    same = [np.isclose(a.predict(look(i)).actions, b.predict(look(i)).actions, atol=1e-4).mean() for i in range(20)]
+    assert np.mean(same) > 0.8
+
+    golden = dict(np.load(tmp_path / "int8" / "golden.npz"))
+    golden["actions"][:2] += 0.5  # a quarter of all numbers
+    np.savez(tmp_path / "int8" / "golden.npz", **golden)
+    manifest["files"]["golden.npz"] = hashlib.sha256((tmp_path / "int8" / "golden.npz").read_bytes()).hexdigest()
+    (tmp_path / "int8" / "artifact.json").write_text(json.dumps(manifest))
+    with pytest.raises(VolarError, match=r"golden observation 0 differs .* 90.0% have to"):
+        ExportedPolicy(tmp_path / "int8")

@@ -33,6 +33,11 @@ def test_every_encoding_gives_the_same_picture(encoding: str, padding: int, heig
     assert np.array_equal(decode_image(message(seen[:, :, CHANNELS[encoding]], encoding, padding)), seen)
 
 
+def test_the_order_of_bytes_means_nothing_where_a_channel_is_one() -> None:
+    image = message(picture(), "bgr8", 1)
+    assert np.array_equal(decode_image(SimpleNamespace(**vars(image), is_bigendian=1)), picture()[:, :, ::-1])
+
+
 def test_grey_is_grey() -> None:
     grey = picture()[:, :, :1]
     assert np.array_equal(decode_image(message(grey, "mono8", 3)), grey.repeat(3, axis=2))

@@ -1,13 +1,15 @@
 """The robot behind its topics: joints by name, images of one moment, stamps on the loop's clock."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from volar.robots.fr3 import FR3
-from volar.robots.ros2.clocks import on_loop_clock
-from volar.robots.ros2.ros2_body import NotReady, Ros2Body
+from volar.robots.ros2.clocks import SimulatedClock, on_loop_clock
+from volar.robots.ros2.ros2_body import FRAMES, NotReady, Ros2Body
 
 MS = 1_000_000
 NAMES = (*FR3.joint_names, *FR3.gripper_joint_names)
@@ -104,3 +106,79 @@ def test_stamps_are_as_old_as_their_header_says_and_never_of_the_future(ros: int
 
 def test_a_header_without_a_stamp_counts_as_of_now() -> None:
     assert on_loop_clock(0, 10**18, 123) == 123
+
+
+def test_a_clock_that_is_set_back_makes_older_stamps_the_newer_ones() -> None:
+    """The simulation, or a camera's computer, starts again: what it sends is seen at once."""
+    robot = body("front")
+    for stamp in (9_000 * MS, 9_010 * MS):
+        tell(robot, list(range(9)), stamp)
+        robot.on_image("front", BLACK, stamp)
+    robot.on_joint_state(list(NAMES), [0.5] * 9, [], 1_000 * MS)
+    robot.on_image("front", BLACK + 1, 1_000 * MS)
+    assert robot.image_stamps() == {"front": 1_000 * MS}
+    assert robot.images()["front"].all()
+    assert robot.taken().q.tolist() == [0.5] * 7
+    assert robot.taken().stamp_ns == robot.joint_state().stamp_ns == 1_000 * MS
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["front", "wrist"]), st.integers(1000, 1150)), min_size=1, max_size=40),
+    st.integers(1, 60),
+)
+def test_what_is_chosen_lies_together_and_is_the_newest_that_the_slower_camera_allows(
+    frames: list[tuple[str, int]], sync_ms: int
+) -> None:
+    robot = body("front", "wrist", sync_s=sync_ms / 1e3)
+    kept: dict[str, list[int]] = {"front": [], "wrist": []}
+    for camera, stamp_ms in frames:
+        robot.on_image(camera, np.full((4, 4, 3), stamp_ms - 1000, np.uint8), stamp_ms * MS)
+        if not kept[camera] or stamp_ms >= kept[camera][-1]:
+            kept[camera].append(stamp_ms)
+    tell(robot, list(range(9)), 1000 * MS)
+    if not all(kept.values()):
+        with pytest.raises(NotReady):
+            robot.images()
+        return
+    moment = min(stamps[-1] for stamps in kept.values())
+    best = {camera: min(abs(stamp - moment) for stamp in stamps[-FRAMES:]) for camera, stamps in kept.items()}
+    try:
+        images = robot.images()
+    except NotReady:
+        assert max(best.values()) > sync_ms
+        return
+    chosen = {camera: 1000 + int(image[0, 0, 0]) for camera, image in images.items()}
+    assert max(chosen.values()) - min(chosen.values()) <= sync_ms
+    assert {camera: abs(stamp - moment) for camera, stamp in chosen.items()} == best
+    assert robot.taken().stamp_ns == min(chosen.values()) * MS
+
+
+def test_a_simulated_clock_counts_from_when_it_is_heard() -> None:
+    clock = SimulatedClock(10 * MS)
+    assert clock.waits_for == ("/clock",)
+    assert clock.stamp_ns(5_000 * MS, 0) == 5_000 * MS  # it may be right: the clock is only heard later
+    clock.advance(5_010 * MS)
+    assert clock.waits_for == ()
+    assert clock.stamp_ns(5_000 * MS, 0) == 5_000 * MS
+    assert clock.stamp_ns(5_020 * MS, 0) == 5_020 * MS  # heard before the clock that belongs to it
+    assert clock.stamp_ns(0, 0) == 5_010 * MS
+    assert clock.stamp_ns(10**18, 0) == 5_010 * MS  # stamped by another clock: it grows old from now on
+
+
+@given(st.lists(st.integers(0, 80), min_size=1, max_size=30))
+def test_a_simulated_clock_gives_one_deadline_for_all_periods_that_passed(steps_ms: list[int]) -> None:
+    """Each wait that returns is later than the one before, by one deadline at least."""
+    clock, leaving = SimulatedClock(10 * MS), threading.Event()
+    leaving.set()
+    clock.advance(1_000 * MS)
+    clock.start()
+    assert clock.wait(leaving)
+    now_ms, due_ms = 1_000, 1_010
+    for step_ms in steps_ms:
+        now_ms += step_ms
+        clock.advance(now_ms * MS)
+        if now_ms < due_ms:
+            continue
+        assert clock.wait(leaving)  # at once: it would wait half a second, and then say no
+        due_ms += ((now_ms - due_ms) // 10 + 1) * 10
+    assert clock.now_ns() == now_ms * MS

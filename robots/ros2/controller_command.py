@@ -1,0 +1,47 @@
+"""volar-controller: the controller node as a command; its help needs no ROS 2."""
+
+import sys
+import textwrap
+from dataclasses import fields
+from typing import Final
+
+from volar.robots.ros2.parameters import NodeSettings
+
+USAGE: Final = """volar-controller --ros-args [-p PARAMETER:=VALUE ...] [-r FROM:=TO ...] [--params-file FILE]
+
+An exported policy moves an arm through its ROS 2 topics, as the lifecycle node volar_controller.
+
+    volar-controller --ros-args -p policy:=runs/artifact -p robot:=fr3 -p instruction:="lift the red block"
+    ros2 lifecycle set /volar_controller configure && ros2 lifecycle set /volar_controller activate
+    ros2 service call /volar_controller/stop std_srvs/srv/Trigger
+    ros2 topic pub --once /volar_controller/instruction std_msgs/msg/String "{data: lift the blue block}"
+
+Parameters, besides use_sim_time and cameras.NAME.topic:
+"""
+
+
+def help_text() -> str:
+    """What `--help` prints: the usage, then each parameter with its default, meaning and range."""
+    lines = [USAGE]
+    for item in fields(NodeSettings):
+        allowed = item.metadata["range"]
+        about = item.metadata["help"] + ("" if allowed is None else f" ({allowed[0]:g} to {allowed[1]:g})")
+        default = str(item.default).lower() if isinstance(item.default, bool) else item.default
+        lines += [f"  {item.name}:={default}", textwrap.fill(about, 100, initial_indent=" " * 8)]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text())
+        return 0
+    try:
+        from volar.robots.ros2.controller_node import main as run_node
+    except ImportError as error:
+        print(f"volar-controller: ROS 2 is not installed here ({error}): pip install 'volar[ros2]'", file=sys.stderr)
+        return 1
+    return run_node()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,193 @@
+"""The controller node in its own process before an arm that does as told, over DDS: lifecycle, orders, faults."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rcl_interfaces.srv import DescribeParameters  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+Stage = Callable[..., tuple[Any, Any]]
+PERIODS = 30
+PIXELS = 16  # of the artifact
+
+
+def pass_by(arm: Any, controller: Any, periods: int = PERIODS) -> None:
+    """Time that the arm counts."""
+    until = arm.periods + periods
+    controller.until(lambda: arm.periods >= until)
+
+
+def within_limits(arm: Any) -> bool:
+    """Of all commands since the last call, which began at rest."""
+    margins = arm.margins()
+    return bool(min(margins.position, margins.velocity, margins.acceleration, margins.jerk) > -1e-6)
+
+
+def activate(arm: Any, controller: Any) -> None:
+    """Returns when the arm moves."""
+    assert controller.transition("activate")
+    controller.until(lambda: arm.moving)
+
+
+def test_lifecycle(stage: Stage) -> None:
+    """Commands come between activation and deactivation only, begin and end at rest, and keep the limits."""
+    arm, controller = stage()
+    arm.run()
+    assert controller.lifecycle == "unconfigured"
+    assert controller.transition("configure")
+    pass_by(arm, controller)
+    assert controller.lifecycle == "inactive"
+    assert controller.said == "inactive"
+    assert arm.commands == []
+    for _ in range(2):  # a second time, from where the arm is put
+        arm.home()
+        activate(arm, controller)
+        assert controller.transition("deactivate")
+        last = arm.commands[-1]
+        assert not last.dq.any()
+        count = len(arm.commands)
+        pass_by(arm, controller)
+        assert len(arm.commands) == count
+        assert within_limits(arm)
+    assert controller.transition("cleanup")
+    assert controller.lifecycle == "unconfigured"
+    assert controller.transition("configure")
+    arm.home()
+    activate(arm, controller)
+    assert arm.messages[-1].header.stamp.sec == 0  # from its arrival: no controller drops it for being late
+    assert arm.messages[-1].points[0].time_from_start.nanosec == 10_000_000
+    assert controller.transition("active_shutdown")
+    assert controller.process.wait(timeout=20) == 0
+    assert not arm.commands[-1].dq.any()
+    assert within_limits(arm)
+
+
+def test_orders(stage: Stage) -> None:
+    """Each is answered by the loop, with its reason where it is denied; an instruction comes by topic or parameter."""
+    arm, controller = stage()
+    arm.run()
+    assert controller.transition("configure")
+    answer = controller.trigger("stop")
+    assert (answer.success, answer.message) == (False, "not moving: activate the node first")
+    activate(arm, controller)
+    for order, granted, message in (
+        ("resume", False, "not_paused"),
+        ("recover", False, "not_stopped"),
+        ("pause", True, "paused"),
+        ("resume", True, "running"),
+        ("stop", True, "stopped"),
+        ("resume", False, "is_stopped"),
+    ):
+        answer = controller.trigger(order)
+        assert answer.success is granted, order
+        assert answer.message == message or (order == "resume" and granted)  # running, or holding until a chunk comes
+    controller.until(lambda: not arm.moving)
+    controller.until(lambda: controller.said == "stopped: stop_requested")
+    controller.until(lambda: controller.trigger("recover").success)
+
+    controller.told.publish(String(data=" lift the blue block "))
+    controller.until(lambda: controller.values.get("instruction") == "lift the blue block")
+    assert controller.set_text("instruction", "lift the block").successful
+    controller.until(lambda: controller.values.get("instruction") == "lift the block")
+    refused = controller.set_text("instruction", " ")
+    assert not refused.successful
+    assert refused.reason == "the instruction is empty"
+    refused = controller.set_text("robot", "ur5e")
+    assert not refused.successful
+    assert "clean it up first" in refused.reason
+    controller.told.publish(String(data=""))
+    pass_by(arm, controller)
+    assert controller.values["instruction"] == "lift the block"
+    assert within_limits(arm)
+
+
+def test_faults_of_the_senses(stage: Stage) -> None:
+    """A sensor that falls silent stops the arm by name; it moves again when told to, and not before it is heard."""
+    arm, controller = stage()
+    arm.run()
+    assert controller.transition("configure")
+    activate(arm, controller)
+    for sense, fault in (("images", "stale_camera"), ("states", "stale_joint_state")):
+        setattr(arm, sense, False)
+        controller.until(lambda fault=fault: controller.said == f"stopped: {fault}")
+        controller.until(lambda fault=fault: controller.status.status[0].message == f"stopped: {fault}")
+        assert controller.status.status[0].level == DiagnosticStatus.ERROR
+        controller.until(lambda fault=fault: controller.trigger("recover").message == fault)  # not while it lasts
+        rested = len(arm.commands)
+        pass_by(arm, controller)
+        assert all((command.q == arm.q).all() for command in arm.commands[rested:])
+        setattr(arm, sense, True)
+        controller.until(lambda: controller.trigger("recover").success)
+        controller.until(lambda: controller.said == "running")
+    assert within_limits(arm)
+    assert {"camera front age [ms]", "period error p99 [ms]", "policy restarts"} <= controller.values.keys()
+
+
+def test_images_that_cannot_be_the_policys_are_named(stage: Stage) -> None:
+    """Whatever a camera sends, the others and the services go on."""
+    arm, controller = stage()
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    arm.run()
+    controller.until(lambda: arm.moving)
+    arm.shape = (PIXELS, 2 * PIXELS)
+    controller.until(lambda: "the policy wants the shape of 16x16" in controller.values.get("problem with front", ""))
+    controller.until(lambda: controller.said == "stopped: stale_camera")
+    arm.shape = (2 * PIXELS, 2 * PIXELS)  # larger, of the same shape: made smaller
+    controller.until(lambda: controller.trigger("recover").success)
+    controller.until(lambda: controller.said == "running")
+    assert within_limits(arm)
+
+
+def test_a_configuration_that_is_refused_leaves_the_node_alive(stage: Stage, artifact_path: Path) -> None:
+    arm, controller = stage(policy="nowhere")
+    arm.run()
+    assert not controller.transition("configure")
+    assert controller.lifecycle == "unconfigured"
+    assert "nowhere" in controller.log
+    assert controller.set_text("policy", artifact_path).successful
+    assert controller.set_text("robot", "ur5e").successful
+    assert not controller.transition("configure")
+    controller.until(lambda: "ur5e" in controller.log)
+    assert controller.set_text("robot", "fr3").successful
+    assert controller.transition("configure")
+    activate(arm, controller)
+    assert controller.terminate() == 0
+    assert within_limits(arm)
+
+
+def test_an_arm_that_was_told_nothing_does_not_move(stage: Stage) -> None:
+    """It says what it waits for; the first instruction starts it."""
+    arm, controller = stage(instruction="")
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    controller.until(lambda: "joint fr3_joint1" in controller.values.get("waits for", ""))
+    assert "camera wrist" in controller.values["waits for"]
+    arm.run()
+    controller.until(lambda: controller.values.get("waits for") == "an instruction")
+    assert controller.status.status[0].message == "waits for an instruction"
+    pass_by(arm, controller)
+    assert arm.commands == []
+    start = arm.q
+    assert controller.set_text("instruction", "lift the red block").successful
+    controller.until(lambda: arm.moving)
+    np.testing.assert_allclose(arm.commands[0].q, start, atol=1e-3)
+    assert within_limits(arm)
+
+
+def test_parameters_are_described(stage: Stage) -> None:
+    _, controller = stage()
+    names = ["rate_hz", "camera_sync_s", "policy", "instruction", "joint_state_age_s"]
+    answer = controller.call(DescribeParameters, "describe_parameters", DescribeParameters.Request(names=names))
+    described = dict(zip(names, answer.descriptors, strict=True))
+    assert all(item.description for item in described.values())
+    rate = described["rate_hz"].floating_point_range[0]
+    assert (rate.from_value, rate.to_value) == (50.0, 500.0)
+    assert described["camera_sync_s"].floating_point_range

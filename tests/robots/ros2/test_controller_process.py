@@ -1,0 +1,148 @@
+"""The controller's process: signals, exit codes, recording, simulated time, other topics and transports, QoS."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from volar.robots.fr3 import FR3  # noqa: E402
+from volar.robots.ros2.messages import stamp_ns  # noqa: E402
+
+Stage = Callable[..., tuple[Any, Any]]
+PERIOD_NS = 10_000_000
+
+
+def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -> None:
+    """What was recorded is what was sent, and the policy saw the pictures that the cameras took."""
+    from rosbags.highlevel import AnyReader
+
+    folder = tmp_path / "recording"
+    arm, controller = stage(autostart="true", record=folder)
+    arm.run()
+    controller.until(lambda: arm.moving)
+    controller.until(lambda: len(arm.commands) > 60)
+    assert controller.terminate(signal.SIGTERM) == 0, controller.log
+    assert not arm.commands[-1].dq.any()
+    heard: dict[str, list[Any]] = {}
+    with AnyReader([folder]) as reader:
+        for connection, time_ns, data in reader.messages():
+            heard.setdefault(connection.topic, []).append((time_ns, reader.deserialize(data, connection.msgtype)))
+    sent = [np.array(message.points[0].positions) for message in arm.messages]
+    kept = [message.points[0].positions for _, message in heard["/volar/command"]]
+    assert len(kept) >= len(sent)  # the first ones may go out before the arm is found
+    np.testing.assert_array_equal(kept[-len(sent) :], sent)
+    ticks = [json.loads(message.data) for _, message in heard["/volar/tick"]]
+    assert len(ticks) == len(kept)
+    assert ticks[-1]["reason"] == "stop_requested"
+    assert all(0.0 <= tick["limits"][name] <= 1.0 + 1e-6 for tick in ticks for name in ("velocity", "acceleration"))
+    assert min(len(heard["/volar/chunk"]), len(heard["/volar/observation/front"])) >= 2
+    now_ns = arm.client.node.get_clock().now().nanoseconds
+    for time_ns, image in heard["/volar/observation/wrist"]:
+        pixels = image.data.reshape(image.height, image.width, 3)
+        assert pixels[0, 0, 1] == FR3.cameras.index("wrist")
+        assert not pixels[:, :, 2].any()
+        assert 0 <= time_ns - stamp_ns(image.header.stamp) < 5e9
+        assert abs(now_ns - time_ns) < 100e9  # beside other recordings, not at the machine's start
+    margins = arm.margins()
+    assert min(margins.velocity, margins.acceleration, margins.jerk) > -1e-6
+
+
+def test_simulated_time(stage: Stage) -> None:
+    """Nothing before the clock; a command for each period of it, one for several at once; a clock set back is named."""
+    arm, controller = stage(arm={"sim_time": True}, use_sim_time="true")
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    controller.until(lambda: controller.values.get("waits for") == "/clock", arm.period)
+    assert arm.commands == []
+
+    def pass_time(by_ns: int = PERIOD_NS) -> None:
+        arm.period()
+        arm.tick_clock(by_ns)
+
+    controller.until(lambda: arm.moving, pass_time)
+    for by_ns in (PERIOD_NS,) * 20 + (5 * PERIOD_NS, PERIOD_NS, PERIOD_NS):
+        count = len(arm.commands)
+        pass_time(by_ns)
+        controller.until(lambda count=count: len(arm.commands) > count)
+        assert len(arm.commands) == count + 1
+    assert controller.said != "stopped: clock_jump"
+    controller.until(lambda: arm.sim_ns > 3_000_000_000, pass_time)
+    arm.sim_ns = 1_000_000_000  # the simulation starts again
+    controller.until(lambda: controller.said == "stopped: clock_jump", pass_time)
+    # Joint states and images with older stamps are the newer ones now.
+    controller.until(lambda: bool(controller.trigger("recover", pass_time).success), pass_time)
+    controller.until(lambda: controller.said == "running", pass_time)
+    assert arm.sim_ns < 3_000_000_000
+    assert controller.terminate() == 0, controller.log  # although the clock stands still
+
+
+def test_other_names_and_transports(stage: Stage) -> None:
+    """A namespace, another name, remapped joint states, compressed images, best effort, positions: one node a name."""
+    effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+    arm, controller = stage(
+        arm={"prefix": "/left/", "compressed": True, "state_qos": effort},
+        arguments=["-r", "__ns:=/left", "-r", "__node:=hand", "-r", "states:=/left/joint_states"],
+        name="/left/hand",
+        command_output="position",
+        image_transport="compressed",
+        joint_states_topic="states",
+    )
+    arm.run()
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    start = arm.q
+    controller.until(lambda: bool(np.abs(arm.q - start).max() > 0.02))
+    controller.until(lambda: arm.width_m > 0.9 * FR3.gripper_width_max)  # the policy opens it
+    names = arm.client.node.get_node_names_and_namespaces()
+    assert len(set(names)) == len(names)
+    assert ("hand", "/left") in names
+    assert controller.terminate(signal.SIGINT) == 0, controller.log
+
+
+def test_a_subscriber_that_cannot_hear_is_named(stage: Stage, network: Any) -> None:
+    arm, controller = stage()
+    heard: list[Any] = []
+    latched = network.module.LATCHED
+    arm.client.node.create_subscription(JointTrajectory, FR3.trajectory_topic, heard.append, latched)
+    arm.run()
+    assert controller.transition("configure")
+    topic = f"problem with /{FR3.trajectory_topic}"
+    controller.until(lambda: "durability" in controller.values.get(topic, ""))
+    arm.client.node.create_subscription(JointTrajectory, FR3.trajectory_topic, heard.append, qos_profile_sensor_data)
+    assert controller.transition("activate")
+    controller.until(lambda: len(heard) > 10)  # best effort hears a reliable publisher
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["autostart:=true", "policy:=nowhere"], 1, "nowhere"),
+        (["rate_hz:=10.0"], 2, "rate_hz"),
+        (["rate_hz:=fast"], 2, "rate_hz"),
+    ],
+)
+def test_what_cannot_start_says_why_in_a_line(network: Any, arguments: list[str], code: int, said: str) -> None:
+    words = [word for argument in arguments for word in ("-p", argument)]
+    done = subprocess.run(
+        [sys.executable, "-m", "volar.robots.ros2.controller_node", "--ros-args", *words],
+        env={**os.environ, "ROS_DOMAIN_ID": str(network.domain)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
