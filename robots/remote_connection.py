@@ -141,8 +141,8 @@ class PolicyLine:
         said = openpi_messages.read_metadata(unpack(metadata))
         if said is None and self._address.contract is None:
             raise ContractError(
-                "the server says no contract (it is no volar-serve); write what its policy wants and gives into a file and "
-                f"add it: policy={self._address.url}?contract=FILE.json"
+                "the server says no contract (it is no volar-serve); write what its policy wants and gives to a file, "
+                f"then policy={self._address.url}?contract=FILE.json"
             )
         if said is not None and self.contract is not None and (found := differences(self.contract, said)):
             raise ContractError("the server has another contract; " + "; ".join(map(str, found)))
