@@ -48,9 +48,14 @@ def open_source(policy: str) -> PolicySource:
     """Starts the policy that a verb or the ROS 2 node was given.
 
     `policy`: the folder of an exported artifact, or `lerobot:` and that of a LeRobot policy; either runs in a process
-    of its own. Raises `VolarError` naming what is wrong with it.
+    of its own. Or the address of a policy server, `ws://HOST:PORT`. Raises `VolarError` naming what is wrong with it.
     """
     from volar.robots.policy_process import PolicyProcess
+    from volar.robots.remote_connection import SCHEMES
+    from volar.robots.remote_policy import RemotePolicy
+
+    if policy.startswith(SCHEMES):
+        return RemotePolicy(policy)
 
     if policy.startswith(LEROBOT):
         return PolicyProcess(Path(policy), start_timeout_s=LEROBOT_START_S)

@@ -1,7 +1,10 @@
 """A small real artifact, whose ONNX graph computes a known function of its inputs, and what fits it."""
 
 import hashlib
+import importlib.util
 import json
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,46 @@ class TinyArtifact:
 @pytest.fixture
 def artifact(tmp_path: Path) -> TinyArtifact:
     return TinyArtifact(write_artifact(tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def shared_artifact(tmp_path_factory: pytest.TempPathFactory) -> TinyArtifact:
+    """One that no test changes."""
+    return TinyArtifact(write_artifact(tmp_path_factory.mktemp("shared") / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def peers() -> Any:
+    """The module `policy_peers.py` beside this file: servers of policies, good and bad, and how to wait for them."""
+    spec = importlib.util.spec_from_file_location("policy_peers", Path(__file__).with_name("policy_peers.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def serve(peers: Any) -> Iterator[Callable[..., Any]]:
+    """Starts volar-serve: `serve(folder, port=0)`."""
+    running: list[Any] = []
+
+    def start(folder: Path, port: int = 0) -> Any:
+        running.append(peers.start_server(folder, port))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.end()
+
+
+@pytest.fixture(scope="session")
+def served(peers: Any, shared_artifact: TinyArtifact) -> Iterator[Any]:
+    """One server of the shared artifact, which no test disturbs."""
+    running = peers.start_server(shared_artifact.path)
+    yield running
+    running.end()
 
 
 @pytest.fixture(scope="session")
