@@ -1,19 +1,25 @@
 """Figures of datasets: encoding, writing, reading, decoding into the cache, batches. `python benchmarks/datasets.py`
 
-Prints one line a figure; nothing is kept. The images are gradients with blocks and a little noise, which PNG
-packs about as well as renderings.
+Prints one line a figure, then a table of training loaders: LeRobot's own `LeRobotDataset` with torch's `DataLoader`,
+and Volar's with and without the decoded cache, in turn in one run (`--loaders` for the table alone); two workers,
+shuffled, two cameras of 128 x 128, chunks of 8, batches of 64. Nothing is kept. The images are gradients with
+blocks and a little noise, which PNG packs about as well as renderings.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.action_chunks import ActionChunks, ShuffledIndices
+from volar.datasets.augmentation import Augmentation
+from volar.datasets.encoded_frames import encoded_frames
 from volar.datasets.episode import POINTS_SHAPE, Episode
 from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.frame_cache import FrameCache
@@ -22,13 +28,23 @@ from volar.datasets.lerobot_layout import encode_episode
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.fr3 import FR3
 
+AUGMENTED = Augmentation(crop=0.9, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--size", type=int, default=96, help="[pixels], both cameras")
+    parser.add_argument("--loaders", action="store_true", help="only the table of loaders")
+    parser.add_argument("--batches", type=int, default=60, help="of each loader, a round")
     options = parser.parse_args()
+    if not options.loaders:
+        figures(options)
+    compare_loaders(options)
+
+
+def figures(options: argparse.Namespace) -> None:
     cameras = tuple(CameraSpec(name, options.size, options.size) for name in ("front", "wrist"))
     contract = PolicyContract("fr3", FR3.action, FR3.state_names, FR3.state_units, cameras, 8, 4)
     rng = np.random.default_rng(0)
@@ -59,6 +75,70 @@ def main() -> None:
         report(
             "ActionChunks.batch of 64", "samples/s", 64 * 200, lambda: [chunks.batch(next(order)) for _ in range(200)]
         )
+
+
+def compare_loaders(options: argparse.Namespace, rounds: int = 3) -> None:
+    """Samples/s of each loader: the median of `rounds`, taken in turn, after each one's workers have started."""
+    import statistics
+
+    from rich.console import Console
+    from rich.table import Table
+
+    cameras = tuple(CameraSpec(name, 128, 128) for name in ("front", "wrist"))
+    contract = PolicyContract("fr3", FR3.action, FR3.state_names, FR3.state_units, cameras, 8, 4)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "dataset"
+        writer = EpisodeWriter.create(root, contract)
+        append_all(writer, [encode_episode(example(contract, options.steps, rng), contract) for _ in range(100)])
+        contract = writer.finalize()
+        start = time.perf_counter()
+        cache = FrameCache.build(root)
+        built = time.perf_counter() - start
+        loaders: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+            "LeRobotDataset + DataLoader": lambda: lerobot_loader(root),
+            "Mixture, encoded frames": lambda: mixture_loader(encoded_frames(root), contract),
+            "Mixture, decoded cache": lambda: mixture_loader(cache, contract),
+            "Mixture, decoded cache, augmented": lambda: mixture_loader(cache, contract, AUGMENTED),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(rounds):
+            for name, make in loaders.items():
+                rates[name].append(samples_per_s(make(), options.batches))
+    table = Table("loader", "samples/s", "of LeRobot's", title=f"two workers; the cache was built in {built:.1f} s")
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    for name, rate in medians.items():
+        table.add_row(name, f"{rate:,.0f}", f"{rate / next(iter(medians.values())):.1f}x")
+    Console(width=100).print(table)
+
+
+def lerobot_loader(root: Path) -> Iterable[dict[str, Any]]:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from torch.utils.data import DataLoader
+
+    dataset = LeRobotDataset("volar/benchmark", root=root, delta_timestamps={"action": [i / 10 for i in range(8)]})
+    return DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2)
+
+
+def mixture_loader(
+    frames: FrameCache, contract: PolicyContract, augmentation: Augmentation | None = None
+) -> Iterable[dict[str, Any]]:
+    from volar.datasets.mixture import Mixture, MixtureLoader, Source
+
+    source = Source("only", 1.0, frames, contract)
+    return MixtureLoader(Mixture([source], batch_size=64, seed=0, augmentation=augmentation), workers=2)
+
+
+def samples_per_s(loader: Iterable[dict[str, Any]], batches: int, warm_up: int = 8) -> float:
+    """Over whole epochs where the loader ends before. A batch counts when its images are in this process."""
+    stream = (batch for _ in iter(int, 1) for batch in loader)
+    samples, start = 0, 0.0
+    for k, batch in enumerate(islice(stream, warm_up + batches)):
+        if k == warm_up:
+            start = time.perf_counter()
+        elif k > warm_up:
+            samples += len(batch["observation.images.front"])
+    return samples / (time.perf_counter() - start)
 
 
 def append_all(writer: EpisodeWriter, encoded: list[bytes]) -> None:

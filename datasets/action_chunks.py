@@ -1,7 +1,7 @@
 """Training samples: one frame and the H actions that follow it, by index, in batches."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ class Batch:
 
     `actions`: float32 (B, H, A), physical units; `action_mask`: bool (B, H), False past the episode's end,
     where the last action is repeated. `points`: float32 (B, 2, 5), NaN where there is none.
-    `instruction_id`: int32 (B,), into the cache's `instructions`; `instructions`: their texts.
+    `instruction_id`: int32 (B,), into the cache's `instructions`; `instructions`: their texts. `source`: int64
+    (B,), which dataset of a mixture. `camera_mask`: camera -> bool (B,), False where the dataset has no such camera
+    and the image is black; a camera that is not named is there in all samples.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -27,6 +29,8 @@ class Batch:
     points: NDArray[np.float32]
     instruction_id: NDArray[np.int32]
     instructions: tuple[str, ...]
+    source: NDArray[np.int64]
+    camera_mask: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class ActionChunks:
             points=cache.points[i],
             instruction_id=ids,
             instructions=tuple(cache.instructions[k] for k in ids),
+            source=np.zeros(len(i), np.int64),
         )
 
     def __getitem__(self, index: int) -> Batch:
@@ -83,7 +88,10 @@ class ShuffledIndices:
 
     def at(self, step: int) -> NDArray[np.int64]:
         """The indices (B,) of a step."""
-        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.places(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def places(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The indices (B,) at rising places of the epochs laid end to end."""
         first, last = int(place[0] // self.n), int(place[-1] // self.n)
         self._epochs = {e: p for e, p in self._epochs.items() if first <= e <= last}
         order = np.concatenate([self._permutation(epoch) for epoch in range(first, last + 1)])

@@ -135,8 +135,9 @@ class FrameCache:
 def _key(info: DatasetInfo) -> str:
     """SHA-256 over the names and bytes of everything the cache is made from."""
     digest = hashlib.sha256(f"frame cache {FORMAT}".encode())
-    paths = [info.root / "meta/info.json", info.root / "meta/tasks.parquet"]
-    for pattern in ("meta/episodes/*/*.parquet", "data/*/*.parquet", "videos/*/*/*.mp4"):
+    paths = [info.root / "meta/info.json"]
+    v3, v21 = ("meta/tasks.parquet", "meta/episodes/*/*.parquet"), ("meta/tasks.jsonl", "meta/episodes.jsonl")
+    for pattern in (*v3, *v21, "data/*/*.parquet", "videos/*/*/*.mp4"):
         paths += sorted(info.root.glob(pattern))
     for path in paths:
         digest.update(path.relative_to(info.root).as_posix().encode())

@@ -1,4 +1,4 @@
-"""Reads LeRobotDataset v3 folders: Volar's own, and others with images or videos."""
+"""Reads LeRobotDataset folders, v3 and v2.1: Volar's own, and others with images or videos."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -26,6 +26,8 @@ from volar.datasets.lerobot_layout import (
     DatasetError,
     decode_image,
 )
+from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, v21_rows, v21_tasks
+from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
 from volar.robots.contract import PolicyContract, differences
 
 
@@ -53,11 +55,13 @@ class DatasetInfo:
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
         """Camera name -> (height, width)."""
-        return {
-            key.removeprefix(IMAGE_PREFIX): (int(f["shape"][0]), int(f["shape"][1]))
-            for key, f in self.features.items()
-            if key.startswith(IMAGE_PREFIX) and f["dtype"] in ("image", "video")
-        }
+        return {name: _height_and_width(self.features[key]) for name, key in self.camera_keys.items()}
+
+    @property
+    def camera_keys(self) -> dict[str, str]:
+        """Camera name -> feature: `front` of `observation.images.front`, `image` of `observation.image`."""
+        keys = [key for key, feature in self.features.items() if feature["dtype"] in ("image", "video")]
+        return {key.removeprefix(IMAGE_PREFIX).removeprefix("observation."): key for key in keys}
 
     def size(self, key: str) -> int:
         """Length of a vector feature. Raises `DatasetError` naming the features there are."""
@@ -66,8 +70,13 @@ class DatasetInfo:
         return int(self.features[key]["shape"][0])
 
     def data_file(self, episode: dict[str, Any]) -> Path:
-        path = self.data_path.format(chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"])
-        return self.root / path
+        return self.root / self.data_path.format(**_place(episode, "data"))
+
+    def video_file(self, episode: dict[str, Any], key: str) -> Path:
+        """Raises `DatasetError` when the dataset does not say where its videos are."""
+        if self.video_path is None:
+            raise DatasetError(f"{self.root / INFO} has videos but no video_path")
+        return self.root / self.video_path.format(video_key=key, **_place(episode, f"videos/{key}"))
 
     def by_file(self) -> list[tuple[Path, list[dict[str, Any]]]]:
         """Data files in order, each with its episodes."""
@@ -85,27 +94,34 @@ def load_info(root: Path) -> DatasetInfo:
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no {INFO}")
     info = _parsed(root / INFO, lambda p: dict(json.loads(p.read_text())))
     version = info.get("codebase_version")
-    if version != CODEBASE_VERSION:
-        raise DatasetError(
-            f"{root} is LeRobotDataset {version}, this reads {CODEBASE_VERSION}; volar-convert converts older ones"
-        )
     missing = [key for key in ("fps", "features", "data_path", "total_episodes") if key not in info]
     if missing:
         raise DatasetError(f"{root / INFO} lacks {', '.join(missing)}")
-    files = sorted((root / "meta/episodes").glob("*/*.parquet"))
-    if not files:
-        raise DatasetError(f"{root} has no {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
-    episodes = tuple(row for path in files for row in _parsed(path, episode_rows))
+    if version in VERSIONS:
+        episodes = _parsed(root / EPISODES, lambda path: v21_rows(path, info))
+        tasks = _parsed(root / V21_TASKS, v21_tasks)
+    elif version == CODEBASE_VERSION:
+        files = sorted((root / "meta/episodes").glob("*/*.parquet"))
+        if not files:
+            raise DatasetError(f"{root} has no {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
+        episodes = [row for path in files for row in _parsed(path, episode_rows)]
+        episodes.sort(key=lambda row: int(row["episode_index"]))
+        tasks = _parsed(root / TASKS, _tasks)
+    else:
+        raise DatasetError(
+            f"{root} is LeRobotDataset {version}; this reads {', '.join((CODEBASE_VERSION, *VERSIONS))}: "
+            "convert it with LeRobot's own scripts first"
+        )
     if len(episodes) != info["total_episodes"]:
-        raise DatasetError(f"{root}: {INFO} says {info['total_episodes']} episodes, meta/episodes has {len(episodes)}")
+        raise DatasetError(f"{root}: {INFO} says {info['total_episodes']} episodes, meta has {len(episodes)}")
     return DatasetInfo(
         root=root,
         fps=int(info["fps"]),
         features=info["features"],
         data_path=info["data_path"],
         video_path=info.get("video_path"),
-        episodes=episodes,
-        tasks=_parsed(root / TASKS, _tasks),
+        episodes=tuple(episodes),
+        tasks=tasks,
     )
 
 
@@ -142,8 +158,10 @@ def read_file(info: DatasetInfo, path: Path, episodes: list[dict[str, Any]]) -> 
     """The episodes of one data file, see `DatasetInfo.by_file`."""
     table = _parsed(path, lambda p: pq.ParquetFile(p).read())
     index = table.column("index").to_numpy()
+    alone = len(episodes) == 1 and len(table) == episodes[0]["length"]  # whatever `index` says, as in merged v2.1
     for episode in episodes:
         start, stop = np.searchsorted(index, (episode["dataset_from_index"], episode["dataset_to_index"]))
+        start, stop = (0, len(table)) if alone else (start, stop)
         if stop - start != episode["length"]:
             raise DatasetError(
                 f"{path} has {stop - start} of {episode['length']} steps of episode {episode['episode_index']}"
@@ -175,7 +193,7 @@ def _episode(info: DatasetInfo, table: pa.Table, row: dict[str, Any]) -> Episode
     if success is None:
         success = bool(table.column("next.success").to_numpy().any()) if "next.success" in names else True
     return Episode(
-        images={name: _images(info, table, row, IMAGE_PREFIX + name) for name in info.cameras},
+        images={name: _images(info, table, row, name) for name in info.camera_keys},
         state=vectors(table, "observation.state").astype(np.float32, copy=False),
         actions=vectors(table, "action").astype(np.float32, copy=False),
         points=points,
@@ -192,33 +210,58 @@ def vectors(table: pa.Table, key: str) -> NDArray[Any]:
     if key not in table.column_names:
         raise DatasetError(f"no column {key!r} (columns: {', '.join(table.column_names)})")
     column = table.column(key).combine_chunks()
-    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    scalar = not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type))
+    flat: NDArray[Any] = (column if scalar else column.flatten()).to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), -1)
 
 
-def _images(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) -> NDArray[np.uint8]:
+def _images(info: DatasetInfo, table: pa.Table, row: dict[str, Any], camera: str) -> NDArray[np.uint8]:
+    key, wanted = info.camera_keys[camera], info.cameras[camera]
     if info.features[key]["dtype"] == "video":
-        return _video(info, table, row, key)
-    data = table.column(key).combine_chunks().field("bytes").to_pylist()
-    images = np.stack([decode_image(d) for d in data])
-    wanted = info.cameras[key.removeprefix(IMAGE_PREFIX)]
+        images = _video(info, table, row, key)
+    elif key not in table.column_names:
+        raise DatasetError(f"{info.root}: episode {row['episode_index']} has no column {key!r}, {INFO} has")
+    else:
+        images = np.stack([decode_image(_bytes(info, item)) for item in table.column(key).to_pylist()])
     if images.shape[1:3] != wanted:
         raise DatasetError(f"{key} of episode {row['episode_index']} is {images.shape[1:3]}, {INFO} says {wanted}")
     return images
 
 
+def _bytes(info: DatasetInfo, item: dict[str, Any]) -> bytes:
+    """HuggingFace's image: its bytes, or the path of a file in the dataset. Raises `DatasetError`."""
+    if item["bytes"] is not None:
+        return bytes(item["bytes"])
+    path = info.root / str(item["path"])
+    return _parsed(path, Path.read_bytes)
+
+
 def _video(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) -> NDArray[np.uint8]:
     from lerobot.datasets.video_utils import decode_video_frames
 
-    if info.video_path is None:
-        raise DatasetError(f"{info.root / INFO} has videos but no video_path")
-    chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
-    path = info.root / info.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
+    path = info.video_file(row, key)
     if not path.is_file():
         raise DatasetError(f"{info.root} has no {path.relative_to(info.root)}")
     stamps = table.column("timestamp").to_numpy() + row[f"videos/{key}/from_timestamp"]
-    frames = decode_video_frames(path, stamps.tolist(), 1e-4, "pyav", return_uint8=True)  # (T, 3, H, W)
+    try:
+        frames = decode_video_frames(path, stamps.tolist(), 1e-4, "pyav", return_uint8=True)  # (T, 3, H, W)
+    except Exception as error:  # FFmpeg's and LeRobot's own, of many kinds
+        what = f"{path} cannot be decoded for episode {row['episode_index']}"
+        raise DatasetError(f"{what}: {str(error).strip().splitlines()[0]}") from error
     return np.ascontiguousarray(frames.numpy().transpose(0, 2, 3, 1))
+
+
+def _place(episode: dict[str, Any], prefix: str) -> dict[str, int]:
+    """What the path templates of v3 and v2.1 want to know."""
+    chunk, file = episode[f"{prefix}/chunk_index"], episode[f"{prefix}/file_index"]
+    return {"chunk_index": chunk, "file_index": file, "episode_chunk": chunk, "episode_index": episode["episode_index"]}
+
+
+def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
+    """Writers put the channels first or last, and name the axes when they are LeRobot."""
+    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
+    first = str(names[0]).startswith("channel") if isinstance(names, list) and names else shape[0] == 3 != shape[-1]
+    return (shape[1], shape[2]) if first else (shape[0], shape[1])
 
 
 def _tasks(path: Path) -> tuple[str, ...]:

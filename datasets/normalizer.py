@@ -8,21 +8,26 @@ OpenVLA's formula, clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.statistics import CONSTANT_WIDTH
-from volar.robots.contract import FieldStatistics
+from volar.robots.contract import FieldStatistics, PolicyContract
 from volar.robots.errors import Unknown, VolarError
 
 Mode = Literal["q01_q99", "mean_std", "min_max", "identity"]
 Vector = NDArray[np.float32]
 
 EPSILON = 1e-8  # OpenVLA's, prismatic/vla/datasets/rlds/utils/data_utils.py
+
+
+# The entry of a contract's `preprocessing` that names the mode; without one it is the default.
+NORMALIZATION = "normalization"
+DEFAULT: Mode = "q01_q99"
 
 
 class MissingStatistics(VolarError):
@@ -45,15 +50,24 @@ class Normalizer:
     """
 
     statistics: FieldStatistics
-    mode: Mode = "q01_q99"
+    mode: Mode = DEFAULT
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise Unknown("normalization", self.mode, get_args(Mode))
 
     @staticmethod
-    def of(statistics: Mapping[str, FieldStatistics], key: str, mode: Mode = "q01_q99") -> "Normalizer":
-        """For one field of a contract's statistics. Raises `MissingStatistics` naming what was found."""
+    def of_contract(contract: PolicyContract, key: str) -> "Normalizer":
+        """Of `action` or `observation.state`, in the mode that the contract carries.
+
+        Raises `MissingStatistics` naming what was found, `Unknown` for another mode. That the statistics have
+        the field's size is checked by the contract itself.
+        """
+        return Normalizer.of(contract.statistics, key, cast(Mode, contract.preprocessing.get(NORMALIZATION, DEFAULT)))
+
+    @staticmethod
+    def of(statistics: Mapping[str, FieldStatistics], key: str, mode: Mode = DEFAULT) -> "Normalizer":
+        """For one field of some statistics. Raises `MissingStatistics` naming what was found."""
         if key not in statistics:
             raise MissingStatistics(key, statistics)
         return Normalizer(statistics[key], mode)
@@ -129,3 +143,9 @@ class Normalizer:
         if x.shape[-1] != self.size:
             raise ValueError(f"the last axis has {x.shape[-1]} dimensions, the statistics {self.size}")
         return x.astype(np.float32, copy=False)
+
+
+def with_normalization(contract: PolicyContract, mode: Mode) -> PolicyContract:
+    """The contract in that mode. The default is left unsaid: contracts from before there was a choice are equal."""
+    facts = {key: value for key, value in contract.preprocessing.items() if key != NORMALIZATION}
+    return replace(contract, preprocessing=facts | ({} if mode == DEFAULT else {NORMALIZATION: mode}))

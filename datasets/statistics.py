@@ -1,7 +1,6 @@
-"""Statistics of states and actions over every frame of a dataset.
+"""Statistics of states and actions over every frame of a dataset, never a mean of those of its episodes.
 
-Quantiles are exact: all vectors are held (N frames of about 17 floats: 70 MB a million frames). Data of
-another order of magnitude needs a mergeable sketch behind the same two functions.
+For a contract they come from a stream (`sketch.py`); for LeRobot's `stats.json` from whole columns.
 """
 
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.datasets.sketch import FieldSketch
 from volar.robots.action_space import ActionSpec
 from volar.robots.contract import FieldStatistics
 from volar.robots.errors import VolarError
@@ -28,29 +28,18 @@ def action_mask(spec: ActionSpec) -> tuple[bool, ...]:
 def field_statistics(
     vectors: Iterable[NDArray[np.float32]] | NDArray[np.float32], mask: tuple[bool, ...] | None = None
 ) -> FieldStatistics:
-    """Statistics of one field from its pieces, each (n_i, D), or from one array (N, D).
+    """Statistics of one field from its pieces, each (n_i, D), or from one array (N, D); one pass, bounded memory.
 
-    The result does not depend on how the frames are cut into pieces. `mask`: (D,), all True by default.
-    Raises `VolarError` when there is no frame, or a value is not finite (naming the dimension).
+    The result does not depend on the order of the frames nor on how they are cut into pieces. `mask`: (D,), all
+    True by default. Raises `VolarError` when there is no frame, or a value is not finite (naming the dimension).
     """
-    pieces = [vectors] if isinstance(vectors, np.ndarray) else list(vectors)
-    if not sum(len(piece) for piece in pieces):
+    sketch: FieldSketch | None = None
+    for piece in [vectors] if isinstance(vectors, np.ndarray) else vectors:
+        sketch = sketch or FieldSketch(piece.shape[1])
+        sketch.update(piece)
+    if sketch is None:
         raise VolarError("statistics of no frames: the dataset is empty")
-    x = np.concatenate(pieces).astype(np.float64)  # (N, D)
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=0))
-    if bad.size:
-        raise VolarError(f"dimensions {bad.tolist()} hold non-finite values; remove those episodes")
-    q01, q99 = np.quantile(x, (0.01, 0.99), axis=0)
-    return FieldStatistics(
-        q01=_floats(q01),
-        q99=_floats(q99),
-        mean=_floats(x.mean(axis=0)),
-        std=_floats(x.std(axis=0)),
-        min=_floats(x.min(axis=0)),
-        max=_floats(x.max(axis=0)),
-        mask=mask if mask is not None else (True,) * x.shape[1],
-        count=len(x),
-    )
+    return sketch.statistics(mask)
 
 
 def constant_dimensions(statistics: FieldStatistics) -> tuple[int, ...]:
@@ -100,6 +89,3 @@ def lerobot_image_statistics(images: NDArray[np.uint8]) -> dict[str, object]:
     }
     return {name: v.reshape(3, 1, 1).tolist() for name, v in values.items()} | {"count": [len(images)]}
 
-
-def _floats(x: NDArray[np.float64]) -> tuple[float, ...]:
-    return tuple(float(v) for v in x)

@@ -60,8 +60,11 @@ class VolarModel(nn.Module):
         self.point_head = PointHead(config, width)
         self.action_head = ActionHead(config, width, len(contract.state_names), contract.action.size)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor, state: Tensor) -> Outputs:
-        """pixels (B, C, 3, h, w) in [-1, 1], input_ids (B, T), normalized state (B, S) -> `Outputs`."""
+    def forward(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Outputs:
+        """pixels (B, C, 3, h, w) in [-1, 1], input_ids (B, T), normalized state (B, S) -> `Outputs`.
+
+        `camera_mask`: bool (B, C), False where nothing may attend to a camera's tokens; None where all are there.
+        """
         batch, cameras = pixels.shape[:2]
         images = self.backbone.embed_images(pixels.flatten(0, 1))  # (B * C, g*g, D)
         images = images.reshape(batch, cameras, *images.shape[1:])
@@ -73,7 +76,12 @@ class VolarModel(nn.Module):
         proprio = self.state_projection(state)[:, None]  # (B, 1, D)
         queries = torch.cat([self.point_queries, self.action_queries]).expand(batch, -1, -1)  # (B, 2 + H, D)
         sequence = torch.cat([words, *views, proprio, queries], dim=1)  # (B, L, D)
-        hidden = self.backbone.hidden_states(sequence, attention_mask(input_ids, sequence.shape[1]))
+        mask = attention_mask(input_ids, sequence.shape[1])
+        if camera_mask is not None:
+            seen = [camera_mask[:, i, None].expand(-1, view.shape[1]) for i, view in enumerate(views)]
+            before, after = words.shape[1], 1 + queries.shape[1]
+            mask = mask & nn.functional.pad(torch.cat(seen, 1), (before, after), value=True)[:, None]
+        hidden = self.backbone.hidden_states(sequence, mask)
 
         first_view = hidden[:, words.shape[1] : words.shape[1] + views[0].shape[1]]  # (B, P, D)
         chunk = self.action_shape[0]

@@ -24,14 +24,14 @@ STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network 
 
 
 class StateScaler(nn.Module):
-    """Normalizes the state vector: (B, S) physical -> (B, S), q01 and q99 at -1 and 1."""
+    """Normalizes the state vector: (B, S) physical -> (B, S), the bounds of the contract's mode at -1 and 1."""
 
     offset: Tensor
     scale: Tensor
 
     def __init__(self, contract: PolicyContract) -> None:
         super().__init__()
-        normalizer = Normalizer.of(contract.statistics, "observation.state")
+        normalizer = Normalizer.of_contract(contract, "observation.state")
         self.register_buffer("offset", torch.tensor(normalizer.offset, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(normalizer.scale, dtype=torch.float32))
 
@@ -49,7 +49,7 @@ class InferenceGraph(nn.Module):
         self.model = model
         self.contract = contract
         self.state_scaler = StateScaler(contract)
-        normalizer = Normalizer.of(contract.statistics, "action")
+        normalizer = Normalizer.of_contract(contract, "action")
         # The head's bins rise, the tokens' ids fall. Physical values of each bin, clipped to the bounds: (A, 256)
         ids = VOCABULARY - 1 - np.arange(BINS)
         centres = action_tokenizer(model.config.tokenizer, VOCABULARY).decode(ids)[:, None]  # (256, 1)

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from volar.datasets.augmentation import Augmentation
+from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
 
 if TYPE_CHECKING:
-
     from volar.vla.training_run import TrainingRun
 
 RECORD = "train.json"  # the settings of the run in a folder
@@ -26,6 +27,7 @@ EXAMPLES = (
     "volar-train stage=grounding dataset=runs/scenes minutes=3 output=runs/grounding",
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy",
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy resume=true",
+    "volar-train dataset=runs mixture=demos:0.7,hover:0.3 augmentation.crop=0.9 minutes=5 output=runs/policy",
 )
 
 
@@ -35,6 +37,10 @@ class TrainConfig:
 
     dataset: Path = field(metadata={"help": "a LeRobotDataset v3 with meta/volar_contract.json, or generated scenes"})
     output: Path = field(metadata={"help": "folder for checkpoints/ and metrics.jsonl"})
+    mixture: str | None = field(
+        default=None, metadata={"help": "several datasets in the folder dataset=: NAME:WEIGHT,..., or a mixture's YAML"}
+    )
+    mix: MixtureRules = field(default_factory=MixtureRules)
     stage: Literal["cloning", "grounding"] = field(default="cloning", metadata={"help": "what is learned"})
     scenes: Path | None = field(default=None, metadata={"help": "generated scenes that cloning keeps pointing on"})
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
@@ -46,6 +52,10 @@ class TrainConfig:
     tokenizer: str = field(default="bins", metadata={"help": "action tokenizer (bins)"})
     chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
     execute_steps: int = field(default=2, metadata={"help": "of which executed before looking again"})
+    normalization: Literal["q01_q99", "min_max"] = field(
+        default="q01_q99", metadata={"help": "what the network's -1 and 1 are in the data; goes with the policy"}
+    )
+    augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = field(default=0, metadata={"help": "initial weights and order of the data"})
     steps: int | None = field(default=None, metadata={"help": "optimizer steps; this or minutes"})
     minutes: float | None = field(default=None, metadata={"help": "training time; the schedule fits itself to it"})

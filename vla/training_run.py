@@ -1,20 +1,17 @@
 """One training run in memory: data, network, optimizer, averaged weights; one step at a time."""
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from volar.datasets.action_chunks import ActionChunks, Batch, ShuffledIndices
-from volar.datasets.frame_cache import FrameCache
+from volar.datasets.action_chunks import Batch
 from volar.datasets.lerobot_format import load_contract
-from volar.datasets.lerobot_layout import FRAMES
-from volar.datasets.normalizer import Normalizer
+from volar.datasets.mixture import Source
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla.backbone import BackboneConfig
@@ -22,7 +19,8 @@ from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import Losses, imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
-from volar.vla.processor_volar import StateScaler, save_policy
+from volar.vla.processor_volar import save_policy
+from volar.vla.training_data import Part, make_parts, open_frames, open_sources
 from volar.vla.training_state import (
     WeightAverage,
     load_progress,
@@ -33,17 +31,6 @@ from volar.vla.training_state import (
 
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
-
-
-@dataclass
-class Part:
-    """One source of samples: its chunks, its shuffled order, and how many of a batch it gives."""
-
-    chunks: ActionChunks
-    order: ShuffledIndices
-    share: int
-    token_ids: NDArray[np.int64]  # (instructions, T)
-    has_actions: bool
 
 
 class TrainingRun:
@@ -72,8 +59,6 @@ class TrainingRun:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = WeightAverage(self.bare, config.ema_decay)
         device = self.accelerator.device
-        self.state_scaler = StateScaler(contract).to(device)
-        self.action_normalizer = Normalizer.of(contract.statistics, "action") if parts[0].has_actions else None
         self.point_std = torch.tensor(model.config.point_std, device=device)
 
     @property
@@ -86,13 +71,18 @@ class TrainingRun:
     def start(config: "TrainConfig") -> "TrainingRun":
         """A new run, or the one in `config.output` with `resume`. Raises `VolarError` on unusable input."""
         torch.manual_seed(config.seed)
-        sources = [config.dataset, *([config.scenes] if config.scenes else [])]
-        caches = [open_frames(source) for source in sources]
-        contract = training_contract(config, [load_contract(source) for source in sources])
-        instructions = [text for cache in caches for text in cache.instructions]
+        sources = open_sources(config)
+        scenes = (
+            Source("scenes", 1.0, open_frames(config.scenes), load_contract(config.scenes)) if config.scenes else None
+        )
+        contract = training_contract(config, [sources[0].contract, *([scenes.contract] if scenes else [])])
+        groups = [sources]
+        if scenes:  # seen by the same network: its states are normalized as the demonstrations' are
+            groups.append([replace(scenes, contract=contract)])
+        instructions = [text for group in groups for source in group for text in source.frames.instructions]
         last = config.output / "checkpoints" / "last"
         if config.resume and last.exists():
-            return TrainingRun._resumed(config, last, caches, contract)
+            return TrainingRun._resumed(config, last, groups, contract)
         if config.init is not None:
             from volar.robots.policies import find_policy
             from volar.vla.checkpoint_policy import load_parts
@@ -126,20 +116,20 @@ class TrainingRun:
             )
             model = VolarModel(architecture, contract)
         tokenizer = tokenizer.with_words(instructions)
-        parts = make_parts(config, caches, contract, tokenizer)
+        parts = make_parts(config, groups, contract, tokenizer)
         return TrainingRun(config, model, contract, tokenizer, parts, choose_precision(config.precision))
 
     @staticmethod
     def _resumed(
-        config: "TrainConfig", last: Path, caches: list[FrameCache], contract: PolicyContract
+        config: "TrainConfig", last: Path, groups: list[list[Source]], contract: PolicyContract
     ) -> "TrainingRun":
         """The run as its last checkpoint left it: weights, averages, moments, vocabulary, precision and place."""
         from volar.vla.checkpoint_policy import load_parts
 
         model, before, tokenizer = load_parts(last / "pretrained_model")  # the averaged weights
         progress = load_progress(last / "training_state")
-        parts = make_parts(config, caches, contract, tokenizer)
-        frames = [len(part.chunks) for part in parts]
+        parts = make_parts(config, groups, contract, tokenizer)
+        frames = [part.frames for part in parts]
         if before != contract or progress["frames"] != frames:
             raise VolarError(
                 f"{config.dataset} has changed since {config.output} was trained on it ({progress['frames']} frames, "
@@ -162,7 +152,8 @@ class TrainingRun:
             group["lr"] = learning_rate
         sample = self.batch(self.step)
         with self.accelerator.autocast():
-            outputs = self.model(sample["pixels"], sample["input_ids"], sample["state"])
+            cameras = None if sample["camera_mask"].all() else sample["camera_mask"]
+            outputs = self.model(sample["pixels"], sample["input_ids"], sample["state"], cameras)
         losses = imitation_loss(outputs, sample["actions"], sample["mask"], sample["points"], self.point_std)
         self.accelerator.backward(losses.total)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -174,22 +165,26 @@ class TrainingRun:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The tensors of one step on the device."""
-        pieces = [self._tensors(part, part.chunks.batch(part.order.at(step))) for part in self.parts]
+        pieces = [self._tensors(part, part.mixture.batch(step)) for part in self.parts]
         merged = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         merged = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in merged.items()}
         merged["pixels"] = pixels_from_images(
             {c.name: merged[f"image.{c.name}"] for c in self.contract.cameras}, self.bare.config.backbone.image_size
         )
-        merged["state"] = self.state_scaler(merged["state"])
         return merged
 
     def _tensors(self, part: Part, batch: Batch) -> dict[str, Tensor]:
         actions = batch.actions
-        if part.has_actions and self.action_normalizer is not None:
-            actions = self.action_normalizer.normalize(actions).astype(np.float32)
+        if part.has_actions:
+            actions = part.mixture.normalized(batch, "action", actions)
+        state, source = torch.from_numpy(batch.state), torch.from_numpy(batch.source)
+        for i, scaler in enumerate(part.state_scalers):
+            state = torch.where((source == i)[:, None], scaler(torch.from_numpy(batch.state)), state)
+        cameras = np.stack([batch.camera_mask[camera.name] for camera in self.contract.cameras], axis=1)  # (B, C)
         mask = batch.action_mask if part.has_actions else np.zeros_like(batch.action_mask)
         return {f"image.{name}": torch.from_numpy(image) for name, image in batch.images.items()} | {
-            "state": torch.from_numpy(batch.state),
+            "state": state,
+            "camera_mask": torch.from_numpy(cameras),
             "input_ids": torch.from_numpy(part.token_ids[batch.instruction_id]),
             "actions": torch.from_numpy(actions),
             "mask": torch.from_numpy(mask),
@@ -225,45 +220,16 @@ class TrainingRun:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "precision": self.accelerator.mixed_precision,
-            "frames": [len(part.chunks) for part in self.parts],
+            "frames": [part.frames for part in self.parts],
         }
         save_training_state(temporary / "training_state", self.bare, self.optimizer.optimizer, progress)
         publish(root, self.step, temporary, self.config.keep)
 
     def summary(self) -> str:
-        frames = ", ".join(f"{len(part.chunks)} frames ({part.share} a batch)" for part in self.parts)
+        frames = ", ".join(f"{part.frames} frames ({part.mixture.batch_size} a batch)" for part in self.parts)
         size = sum(p.numel() for p in self.bare.parameters()) / 1e6
         how = self.accelerator.mixed_precision
         return f"{self.config.stage}: {size:.2f} M parameters, {frames}, precision {how}, on {self.accelerator.device}"
-
-
-def open_frames(source: Path) -> FrameCache:
-    """The frames of a dataset, decoded on first use, or of generated scenes."""
-    if (source / FRAMES).is_file():
-        return FrameCache.open(source)
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        task = bar.add_task(f"decoding {source}")
-        return FrameCache.build(source, progress=lambda done, total: bar.update(task, completed=done, total=total))
-
-
-def make_parts(
-    config: "TrainConfig", caches: list[FrameCache], contract: PolicyContract, tokenizer: InstructionTokenizer
-) -> list[Part]:
-    """The demonstrations first, then the generated scenes with their share of the batch."""
-    scenes = round(config.scenes_fraction * config.batch_size) if len(caches) > 1 else 0
-    shares = [config.batch_size - scenes, scenes]
-    parts = []
-    for i, cache in enumerate(caches):
-        chunks = ActionChunks(cache, contract.chunk_length)
-        if len(chunks) < shares[i]:
-            have = f"{len(chunks)} frames do not fill a batch of {shares[i]}"
-            raise VolarError(f"{have}; collect more or lower batch_size")
-        order = ShuffledIndices(len(chunks), shares[i], seed=config.seed + i)
-        texts = [contract.instruction_template.format(instruction=text) for text in cache.instructions]
-        parts.append(Part(chunks, order, shares[i], tokenizer.encode(texts), config.stage == "cloning" and i == 0))
-    return parts
 
 
 def training_contract(config: "TrainConfig", contracts: list[PolicyContract]) -> PolicyContract:

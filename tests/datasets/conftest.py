@@ -64,7 +64,7 @@ def contract() -> PolicyContract:
     return _contract()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def episode() -> Callable[[int], Episode]:
     return _episode
 

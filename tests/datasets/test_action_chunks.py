@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from volar.datasets.action_chunks import ActionChunks, ShuffledIndices
 from volar.datasets.durable_file import OutputExists
+from volar.datasets.encoded_frames import encoded_frames
 from volar.datasets.episode import Episode
 from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.frame_cache import FrameCache
@@ -94,6 +95,20 @@ def test_a_damaged_dataset_leaves_no_cache(dataset: Path, tmp_path: Path) -> Non
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(DatasetError, match="no complete frame cache"):
         FrameCache.open(tmp_path / "cache")
+
+
+def test_encoded_frames_are_those_of_the_cache(dataset: Path, cache: FrameCache) -> None:
+    encoded = encoded_frames(dataset)
+    for name in ("state", "action", "points", "episode_end", "instruction_id"):
+        np.testing.assert_array_equal(getattr(encoded, name), getattr(cache, name))
+    a, b = (ActionChunks(frames, 4).batch(np.array([30, 2, 2, 17])) for frames in (encoded, cache))
+    for camera in cache.images:
+        np.testing.assert_array_equal(a.images[camera], b.images[camera])
+        assert encoded.images[camera].shape == cache.images[camera].shape
+        np.testing.assert_array_equal(encoded.images[camera][-1], cache.images[camera][-1])
+    assert a.instructions == b.instructions
+    with pytest.raises(IndexError):
+        encoded.images["front"][np.array([len(encoded)])]
 
 
 def test_generated_frames_are_saved_with_their_contract(tmp_path: Path, contract: PolicyContract) -> None:

@@ -157,9 +157,9 @@ def test_a_file_cut_short_is_named(dataset: Path, tmp_path: Path, file: str, sha
 
 def test_another_version_is_named(dataset: Path, tmp_path: Path) -> None:
     root = shutil.copytree(dataset, tmp_path / "copy")
-    info = json.loads((root / "meta/info.json").read_text()) | {"codebase_version": "v2.1"}
+    info = json.loads((root / "meta/info.json").read_text()) | {"codebase_version": "v1.6"}
     (root / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(DatasetError, match=r"v2\.1.*volar-convert"):
+    with pytest.raises(DatasetError, match=r"v1\.6; this reads v3\.0, v2\.1"):
         load_info(root)
 
 

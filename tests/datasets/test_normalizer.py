@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from volar.datasets.normalizer import MissingStatistics, Mode, Normalizer
+from volar.datasets.normalizer import MissingStatistics, Mode, Normalizer, with_normalization
 from volar.datasets.statistics import (
     action_mask,
     constant_dimensions,
@@ -18,6 +18,7 @@ from volar.datasets.statistics import (
     lerobot_image_statistics,
 )
 from volar.robots.action_space import end_effector_delta
+from volar.robots.contract import PolicyContract
 from volar.robots.errors import Unknown, VolarError
 
 MODES: tuple[Mode, ...] = ("q01_q99", "mean_std", "min_max", "identity")
@@ -135,3 +136,22 @@ def test_image_statistics_equal_numpy() -> None:
         np.testing.assert_allclose(np.ravel(s[name]), wanted, atol=1e-12)  # type: ignore[call-overload]
     np.testing.assert_allclose(np.ravel(s["q50"]), np.quantile(x, 0.5, axis=0, method="inverted_cdf"))  # type: ignore[call-overload]
     assert s["count"] == [4]
+
+
+def test_the_mode_is_saved_with_the_contract(contract: PolicyContract) -> None:
+    rng = np.random.default_rng(0)
+    actions, states = rng.normal(size=(90, 7)).astype(np.float32), rng.normal(size=(90, 10)).astype(np.float32)
+    statistics = {"action": field_statistics(actions), "observation.state": field_statistics(states)}
+    full = replace(contract, statistics=statistics)
+    assert with_normalization(full, "q01_q99").sha256 == full.sha256
+    for mode in MODES:
+        carried = PolicyContract.from_json(with_normalization(full, mode).to_json())
+        got = Normalizer.of_contract(carried, "action")
+        assert got.mode == mode
+        np.testing.assert_array_equal(got.normalize(actions), Normalizer(statistics["action"], mode).normalize(actions))
+    with pytest.raises(MissingStatistics, match=r"'observation\.state'.*found: action"):
+        Normalizer.of_contract(replace(full, statistics={"action": statistics["action"]}), "observation.state")
+    with pytest.raises(Unknown, match="did you mean min_max"):
+        Normalizer.of_contract(replace(full, preprocessing={"normalization": "min-max"}), "action")
+    with pytest.raises(ValueError, match="statistics for action have 10 dimensions, the contract 7"):
+        replace(full, statistics={"action": statistics["observation.state"]})
