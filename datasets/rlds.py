@@ -100,9 +100,11 @@ class RldsEpisode:
         except DatasetError as error:
             raise self.corrupt(str(error)) from error
 
-    def get(self, path: str, default: Any = None) -> Any:
-        """The value, or `default` where the dataset or this record has none: for optional features."""
-        return self[path] if path in self else default
+    def find(self, path: str) -> Any:
+        """The value, or None where the dataset or this record has none."""
+        if path not in self:
+            return None
+        return self[path]
 
     def corrupt(self, what: str) -> CorruptRecord:
         return CorruptRecord(self.path, self.record, self.offset, what)
