@@ -10,6 +10,7 @@ import numpy as np
 
 from volar.datasets.oxe_entry import (
     ACTION,
+    FRANKA,
     NO_STATE,
     OBSERVATION,
     Array,
@@ -142,7 +143,6 @@ def _libero(e: RldsEpisode) -> _Pair:
 _TEXT = "steps/language_instruction"
 _EXTERNAL = "_converted_externally_to_rlds"
 _STATIC_AND_WRIST = {"primary": "image", "wrist": "wrist_image"}
-FRANKA = "franka_panda"
 
 OXE: dict[str, OxeDataset] = {
     "bridge": OxeDataset(

@@ -15,6 +15,7 @@ Named = tuple[tuple[str, str], ...]  # (name, unit) of each dimension
 
 OBSERVATION, ACTION = "steps/observation/", "steps/action/"
 NAMES = ("dx", "dy", "dz", "rx", "ry", "rz", "gripper")
+FRANKA = "franka_panda"
 # Bounds that only data which is not of an arm would leave: half a metre and half a turn in one step.
 STEP_M, STEP_RAD = 0.5, float(np.pi)
 

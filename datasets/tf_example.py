@@ -7,7 +7,6 @@ The messages are those of tensorflow/core/example/{example,feature}.proto, by fi
     Feature  {oneof 1: BytesList, 2: FloatList, 3: Int64List}   Int64List {1: repeated int64, packed}
 """
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -87,18 +86,3 @@ class Example:
         if kind == "float_list":
             return np.array(feature.float_list.value, dtype=np.float32)
         return np.array(feature.int64_list.value, dtype=np.int64)
-
-
-def encode_example(features: Mapping[str, Sequence[bytes] | NDArray[Any]]) -> bytes:
-    """The bytes of an example: floats as float32, bool and integers as int64, else bytes. Inverse of `Example`."""
-    example = example_class()()
-    for key, values in features.items():
-        feature = example.features.feature[key]
-        if not isinstance(values, np.ndarray):
-            feature.bytes_list.value.extend(values)
-        elif values.dtype.kind == "f":
-            feature.float_list.value.extend(values.ravel().tolist())
-        else:
-            feature.int64_list.value.extend(values.astype(np.int64).ravel().tolist())
-    data: bytes = example.SerializeToString(deterministic=True)
-    return data

@@ -44,12 +44,6 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def frame(data: bytes) -> bytes:
-    """The bytes of one record."""
-    length = struct.pack("<Q", len(data))
-    return length + _CRC.pack(masked_crc(length)) + data + _CRC.pack(masked_crc(data))
-
-
 def read_records(path: Path, damaged: Callable[[CorruptRecord], None], first: int = 0) -> Iterator[Record]:
     """The records of a file from number `first` on, one in memory at a time.
 
