@@ -59,7 +59,7 @@ class ConvertConfig:
         default=None, metadata={"help": "for episodes that have none; null: they are left out and counted"}
     )
     on_error: Literal["raise", "skip"] = field(default="raise", metadata={"help": "at a damaged episode"})
-    shard_episodes: int = field(default=25, metadata={"help": "episodes a file; what a kill can cost at most"})
+    shard_episodes: int = field(default=10, metadata={"help": "episodes a file; what a kill can cost at most"})
     workers: int = field(default=0, metadata={"help": "threads that decode and encode; 0: one for each CPU"})
     resume: bool = field(default=False, metadata={"help": "continue what an interruption left in output"})
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
