@@ -3,7 +3,8 @@
 A shard is one data file and one file of `meta/episodes`, written in that order, each under a temporary name,
 synced and renamed; the second makes the shard count. `info.json` comes last of all, so a folder without it
 is not finished. What is in the files depends on the episodes only: not on who encoded them, nor on how
-often the writing was interrupted.
+often the writing was interrupted. With `video`, cameras are in one MP4 a shard, written before the other two; such
+a shard is written when it is full or at the end, since what a video has lost cannot be encoded again.
 """
 
 import json
@@ -41,6 +42,7 @@ from volar.datasets.lerobot_layout import (
     frames_per_second,
 )
 from volar.datasets.statistics import action_mask, field_statistics, lerobot_image_statistics, lerobot_statistics
+from volar.datasets.video_files import VIDEO_PATH, decode_frames, encode_video
 from volar.robots.contract import PolicyContract, differences
 from volar.robots.errors import VolarError
 
@@ -54,8 +56,8 @@ class EpisodeWriter:
     episodes of the open shard are lost by a kill; `flush` makes those durable as well.
     """
 
-    def __init__(self, root: Path, contract: PolicyContract, shard_episodes: int) -> None:
-        self.root, self.contract, self.shard_episodes = root, contract, shard_episodes
+    def __init__(self, root: Path, contract: PolicyContract, shard_episodes: int, *, video: bool = False) -> None:
+        self.root, self.contract, self.shard_episodes, self.video = root, contract, shard_episodes, video
         self._open: list[tuple[pa.Table, dict[str, Any]]] = []  # encoded episodes of the shard being filled
         self._closed_episodes = 0  # in complete shards
         self._closed_frames = 0
@@ -75,14 +77,16 @@ class EpisodeWriter:
         shard_episodes: int = 25,
         source: Mapping[str, str | int | float | bool] | None = None,
         overwrite: bool = False,
+        video: bool = False,
     ) -> "EpisodeWriter":
         """Starts a dataset in an empty or new folder.
 
         `source`: facts that decide the episodes (suite, seed, ...); `resume` refuses others.
         `overwrite`: removes the `data`, `meta` and `videos` that an `EpisodeWriter` left there, nothing else.
-        Raises `OutputExists`, `DiskFull`.
+        `video`: cameras as H.264 instead of lossless images. Raises `OutputExists`, `DiskFull`.
         """
         frames_per_second(contract)
+        features(contract, video=video)  # raises for an image size that cannot be kept
         if shard_episodes < 1:
             raise ValueError(f"shard_episodes must be at least 1, is {shard_episodes}")
         if root.exists() and not root.is_dir():
@@ -97,9 +101,10 @@ class EpisodeWriter:
             for name in ("data", "videos", ".volar_cache", "meta"):  # last what says whose the folder is
                 shutil.rmtree(root / name, ignore_errors=True)
         contract = replace(contract, statistics={})
-        settings = {"contract": contract.to_json(), "shard_episodes": shard_episodes, "source": dict(source or {})}
+        settings: dict[str, Any] = {"contract": contract.to_json(), "shard_episodes": shard_episodes}
+        settings |= {"source": dict(source or {})} | ({"video": True} if video else {})
         write_durably(root / WRITER, json.dumps(settings, sort_keys=True, indent=1).encode())
-        return EpisodeWriter(root, contract, shard_episodes)
+        return EpisodeWriter(root, contract, shard_episodes, video=video)
 
     @staticmethod
     def resume(
@@ -112,7 +117,8 @@ class EpisodeWriter:
         if not (root / WRITER).is_file():
             raise DatasetError(f"{root} holds nothing to resume: it has no {WRITER}")
         settings = json.loads((root / WRITER).read_text())
-        writer = EpisodeWriter(root, PolicyContract.from_json(settings["contract"]), settings["shard_episodes"])
+        begun = PolicyContract.from_json(settings["contract"])
+        writer = EpisodeWriter(root, begun, settings["shard_episodes"], video=settings.get("video", False))
         if contract is not None:
             found = differences(contract, writer.contract, ignore=("statistics",))
             if found:
@@ -137,17 +143,18 @@ class EpisodeWriter:
             self._close_shard()
 
     def flush(self) -> None:
-        """Makes the open shard durable; it is filled up later (after an interrupt, before leaving)."""
-        if self._open:
+        """Makes the open shard durable; it is filled up later (after an interrupt, before leaving). Not with video."""
+        if self._open and not self.video:
             self._write_shard()
 
     def finalize(self) -> PolicyContract:
         """Writes statistics, tasks, contract and info; returns the contract with the dataset's statistics."""
-        self.flush()
+        if self._open:
+            self._write_shard()
         if not self.episodes:
             raise VolarError(f"{self.root}: no episode was written")
         files = [self._path(DATA_PATH, k) for k in range(-(-self.episodes // self.shard_episodes))]
-        columns = [n for n, f in features(self.contract).items() if f["dtype"] != "image"]
+        columns = [n for n, f in features(self.contract).items() if f["dtype"] != "image"]  # video or not
         # Through the file, not the dataset API, which would read `chunk-000` as a partition.
         table = pa.concat_tables([pq.ParquetFile(path).read(columns) for path in files])
         state, action = vectors(table, "observation.state"), vectors(table, "action")
@@ -170,7 +177,7 @@ class EpisodeWriter:
         return {
             "codebase_version": CODEBASE_VERSION,
             "fps": frames_per_second(self.contract),
-            "features": features(self.contract),
+            "features": features(self.contract, video=self.video),
             "total_episodes": self.episodes,
             "total_frames": frames,
             "total_tasks": len(self._tasks),
@@ -178,13 +185,14 @@ class EpisodeWriter:
             "data_files_size_in_mb": 100,
             "video_files_size_in_mb": 200,
             "data_path": DATA_PATH,
-            "video_path": None,
+            "video_path": VIDEO_PATH if self.video else None,
             "robot_type": self.contract.robot,
             "splits": {"train": f"0:{self.episodes}"},
         }
 
-    def _path(self, template: str, shard: int) -> Path:
-        return self.root / template.format(chunk_index=shard // FILES_PER_CHUNK, file_index=shard % FILES_PER_CHUNK)
+    def _path(self, template: str, shard: int, key: str = "") -> Path:
+        place = {"chunk_index": shard // FILES_PER_CHUNK, "file_index": shard % FILES_PER_CHUNK}
+        return self.root / template.format(video_key=key, **place)
 
     def _write_shard(self) -> None:
         # From here on what the folder says about itself would be wrong until `finalize`.
@@ -197,12 +205,30 @@ class EpisodeWriter:
         for i, (table, facts) in enumerate(self._open):
             placed = self._placed(table, self._closed_episodes + i, frame, facts["instruction"])
             tables.append(placed)
-            rows.append(_episode_row(placed, facts, shard))
+            rows.append(_episode_row(placed, facts, shard) | self._video_columns(shard, frame, len(table)))
             frame += len(table)
-        schema = arrow_schema(self.contract)
+        schema = arrow_schema(self.contract, video=self.video)
+        self._write_videos(shard)
         tables = [table.select(schema.names).cast(schema) for table in tables]
         write_durably(self._path(DATA_PATH, shard), _parquet(tables))
         write_durably(self._path(EPISODES_PATH, shard), _parquet([pa.Table.from_pylist(rows)]))
+
+    def _video_columns(self, shard: int, frame: int, steps: int) -> dict[str, Any]:
+        """Where the episode that begins at `frame` of the dataset is in its shard's videos."""
+        if not self.video:
+            return {}
+        fps, first = frames_per_second(self.contract), frame - self._closed_frames
+        place = {"chunk_index": shard // FILES_PER_CHUNK, "file_index": shard % FILES_PER_CHUNK}
+        place |= {"from_timestamp": first / fps, "to_timestamp": (first + steps) / fps}  # type: ignore[dict-item]
+        keys = [IMAGE_PREFIX + camera.name for camera in self.contract.cameras]
+        return {f"videos/{key}/{name}": value for key in keys for name, value in place.items()}
+
+    def _write_videos(self, shard: int) -> None:
+        for camera in self.contract.cameras if self.video else ():
+            key = IMAGE_PREFIX + camera.name
+            images = (item["bytes"] for table, _ in self._open for item in table.column(key).to_pylist())
+            data = encode_video(images, camera, frames_per_second(self.contract))
+            write_durably(self._path(VIDEO_PATH, shard, key), data)
 
     def _close_shard(self) -> None:
         self._closed_episodes += len(self._open)
@@ -226,6 +252,10 @@ class EpisodeWriter:
         shard = 0
         while self._path(EPISODES_PATH, shard).is_file():
             rows = pq.ParquetFile(self._path(EPISODES_PATH, shard)).read().to_pylist()
+            if self.video and len(rows) < self.shard_episodes:  # its images cannot be had back
+                (self.root / INFO).unlink(missing_ok=True)
+                self._path(EPISODES_PATH, shard).unlink()
+                break
             # The data file may hold more than these rows: it is replaced first.
             table = pq.ParquetFile(self._path(DATA_PATH, shard)).read().replace_schema_metadata(None)
             start = 0
@@ -240,18 +270,24 @@ class EpisodeWriter:
             shard += 1
         # Data whose rows never came: LeRobot reads every file it finds.
         self._path(DATA_PATH, shard).unlink(missing_ok=True)
+        for camera in self.contract.cameras:
+            self._path(VIDEO_PATH, shard, IMAGE_PREFIX + camera.name).unlink(missing_ok=True)
 
     def _image_statistics(self, files: list[Path], frames: int) -> dict[str, object]:
         wanted = np.unique(np.linspace(0, frames - 1, IMAGE_SAMPLE).round().astype(np.int64))
         found: dict[str, list[NDArray[np.uint8]]] = {IMAGE_PREFIX + c.name: [] for c in self.contract.cameras}
         start = 0
-        for path in files:
-            table = pq.ParquetFile(path).read(list(found))
-            rows = wanted[(wanted >= start) & (wanted < start + len(table))] - start
+        for shard, path in enumerate(files):
+            count = pq.ParquetFile(path).metadata.num_rows
+            rows = wanted[(wanted >= start) & (wanted < start + count)] - start
+            table = None if self.video else pq.ParquetFile(path).read(list(found))
             for key, images in found.items():
+                if table is None:
+                    images.extend(decode_frames(self._path(VIDEO_PATH, shard, key).read_bytes(), rows))
+                    continue
                 picked = table.column(key).take(pa.array(rows)).to_pylist()
                 images.extend(decode_image(item["bytes"]) for item in picked)
-            start += len(table)
+            start += count
         return {key: lerobot_image_statistics(np.stack(images)) for key, images in found.items()}
 
 

@@ -47,8 +47,9 @@ def frames_per_second(contract: PolicyContract) -> int:
     return int(rate)
 
 
-def features(contract: PolicyContract) -> dict[str, dict[str, Any]]:
-    """`info.json`'s description of every column, in the order of the data files."""
+def features(contract: PolicyContract, *, video: bool = False) -> dict[str, dict[str, Any]]:
+    """`info.json`'s description of every column, in the order of the data files; with `video`, cameras are none."""
+    from volar.datasets.video_files import video_feature
 
     def entry(dtype: str, names: list[str] | None, *shape: int) -> dict[str, Any]:
         return {"dtype": dtype, "shape": list(shape), "names": names}
@@ -56,7 +57,9 @@ def features(contract: PolicyContract) -> dict[str, dict[str, Any]]:
     point_names = [f"{name}.{field}" for name in POINT_NAMES for field in POINT_FIELDS]
     return {
         **{
-            IMAGE_PREFIX + c.name: entry("image", ["height", "width", "channels"], c.height, c.width, 3)
+            IMAGE_PREFIX + c.name: video_feature(c, frames_per_second(contract))
+            if video
+            else entry("image", ["height", "width", "channels"], c.height, c.width, 3)
             for c in contract.cameras
         },
         "observation.state": entry("float32", list(contract.state_names), len(contract.state_names)),
@@ -71,11 +74,13 @@ def features(contract: PolicyContract) -> dict[str, dict[str, Any]]:
     }
 
 
-def arrow_schema(contract: PolicyContract) -> pa.Schema:
+def arrow_schema(contract: PolicyContract, *, video: bool = False) -> pa.Schema:
     """Types of the data files' columns, with the metadata that HuggingFace `datasets` knows them by."""
     types: dict[str, pa.DataType] = {}
     described: dict[str, dict[str, Any]] = {}
-    for name, feature in features(contract).items():
+    for name, feature in features(contract, video=video).items():
+        if feature["dtype"] == "video":
+            continue
         if feature["dtype"] == "image":
             types[name], described[name] = IMAGE_TYPE, {"_type": "Image"}
             continue

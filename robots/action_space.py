@@ -13,8 +13,10 @@ class ActionSpec:
     `kind`: `ee_delta` (dx dy dz [m], rotation vector [rad], gripper; the displacement of the commanded
     end-effector pose during one step) or `joint_position` ([rad], absolute, gripper last).
     `low`, `high`: (A,) bounds in those units. `frame`: `base` or `tool`. `rotation`: `rotation_vector`,
-    applied on the left in the base frame, or `none`. `gripper`: `open_is_one`, `open_is_zero` or `none`; it is the
-    last element, absolute in [0, 1]. `rate_hz`: actions a second. Raises `ValueError` naming the field that is wrong.
+    applied on the left in the base frame, `euler_xyz` (roll, pitch, yaw about the fixed axes, as most of Open
+    X-Embodiment has it; no robot here executes it), or `none`. `gripper`: `open_is_one`, `open_is_zero` or `none`; it
+    is the last element, absolute in [0, 1]. `rate_hz`: actions a second. Raises `ValueError` naming the field that is
+    wrong.
     """
 
     kind: ActionKind
@@ -23,7 +25,7 @@ class ActionSpec:
     high: tuple[float, ...]
     units: tuple[str, ...]
     frame: Literal["base", "tool"] = "base"
-    rotation: Literal["rotation_vector", "none"] = "rotation_vector"
+    rotation: Literal["rotation_vector", "euler_xyz", "none"] = "rotation_vector"
     gripper: Literal["open_is_one", "open_is_zero", "none"] = "open_is_one"
     rate_hz: float = 10.0
 
@@ -31,7 +33,7 @@ class ActionSpec:
         for field, choices in (
             ("kind", ("ee_delta", "joint_position")),
             ("frame", ("base", "tool")),
-            ("rotation", ("rotation_vector", "none")),
+            ("rotation", ("rotation_vector", "euler_xyz", "none")),
             ("gripper", ("open_is_one", "open_is_zero", "none")),
         ):
             if getattr(self, field) not in choices:

@@ -1,0 +1,313 @@
+"""volar-convert: RLDS (Open X-Embodiment), HDF5 (robomimic, LIBERO) or LeRobotDataset v2.1/v3 to a dataset to train on.
+
+It writes a LeRobotDataset v3 with meta/volar_contract.json: what states and actions mean, with their statistics.
+`volar-convert inspect path=...` says what is in a dataset of any of these forms, and what looks wrong in it.
+"""
+
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from volar.robots.command_line import run
+from volar.robots.errors import UsageError, VolarError
+
+if TYPE_CHECKING:
+    from volar.datasets.episode import Episode
+    from volar.datasets.episode_source import EpisodeSource, SourceEpisode
+    from volar.datasets.episode_writer import EpisodeWriter
+    from volar.datasets.rlds import Losses
+    from volar.robots.contract import PolicyContract
+
+SourceKind = Literal["rlds", "hdf5", "lerobot"]
+EXAMPLES = (
+    "volar-convert source=rlds path=bridge_dataset/1.0.0 dataset=bridge output=data/bridge",
+    "volar-convert source=rlds path=fractal20220817_data/0.1.0 output=data/fractal images=video image_size=224",
+    "volar-convert source=hdf5 path=libero_spatial output=data/libero_spatial",
+    "volar-convert source=lerobot path=old contract=widowx.json output=data/new on_error=skip resume=true",
+    "volar-convert inspect path=data/bridge",
+)
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Settings of `volar-convert`."""
+
+    source: SourceKind = field(metadata={"help": "what is in path"})
+    path: Path = field(metadata={"help": "TFDS folder of one version, HDF5 file or folder of them, LeRobot folder"})
+    output: Path = field(metadata={"help": "folder for the LeRobotDataset v3"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "what its numbers mean: bridge, fractal, droid, ...; null: by its own name"}
+    )
+    contract: Path | None = field(default=None, metadata={"help": "of lerobot: the same, as a contract's JSON file"})
+    split: str = field(default="train", metadata={"help": "of rlds: train, val, test, ..."})
+    episodes: int | None = field(default=None, metadata={"help": "the first N; null: all"})
+    images: Literal["images", "video"] = field(
+        default="images", metadata={"help": "lossless PNG, or H.264 at a tenth of the size"}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "pixels, square, to scale to; null: as they are"})
+    cameras: tuple[str, ...] = field(default=(), metadata={"help": "those to take (primary,wrist); []: all there are"})
+    missing_cameras: Literal["pad", "refuse"] = field(
+        default="pad", metadata={"help": "an episode without one: black and listed in its info, or an error"}
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "for episodes that have none; null: they are left out and counted"}
+    )
+    on_error: Literal["raise", "skip"] = field(default="raise", metadata={"help": "at a damaged episode"})
+    shard_episodes: int = field(default=10, metadata={"help": "episodes a file; what a kill can cost at most"})
+    workers: int = field(default=0, metadata={"help": "threads that decode and encode; 0: one for each CPU"})
+    resume: bool = field(default=False, metadata={"help": "continue what an interruption left in output"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("image_size", 8), ("shard_episodes", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, is {value}")
+        if self.resume and self.overwrite:
+            raise UsageError("resume=true and overwrite=true exclude each other")
+        if self.contract is not None and self.source != "lerobot":
+            raise UsageError(f"contract= is for source=lerobot; what {self.source} means is said by dataset=")
+        if self.contract is not None and self.dataset is not None:
+            raise UsageError("contract= and dataset= both say what the numbers mean: give one")
+        inside, output = self.path.resolve(), self.output.resolve()
+        if output == inside or inside in output.parents or output in inside.parents:
+            raise UsageError(f"output {self.output} and path {self.path} overlap; give another output")
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["inspect"]:
+        from volar.datasets.inspect_dataset import EXAMPLES as INSPECT_EXAMPLES
+        from volar.datasets.inspect_dataset import InspectConfig, inspect_dataset
+        from volar.datasets.inspect_dataset import __doc__ as about
+
+        words = sys.argv[2:]
+        return run(
+            "volar-convert inspect", InspectConfig, inspect_dataset, doc=about, examples=INSPECT_EXAMPLES, argv=words
+        )
+    return run("volar-convert", ConvertConfig, convert, doc=__doc__, examples=EXAMPLES)
+
+
+def open_source(
+    kind: SourceKind,
+    path: Path,
+    *,
+    dataset: str | None = None,
+    split: str = "train",
+    cameras: tuple[str, ...] = (),
+    contract: Path | None = None,
+) -> "EpisodeSource":
+    """Raises `VolarError` when it cannot be read or nothing says what its numbers mean."""
+    if kind == "rlds":
+        from volar.datasets.rlds_source import RldsSource
+
+        return RldsSource.open(path, dataset, split, cameras)
+    if kind == "hdf5":
+        from volar.datasets.hdf5_source import Hdf5Source
+
+        return Hdf5Source.open(path, dataset, cameras)
+    from volar.datasets.lerobot_source import LeRobotSource
+
+    return LeRobotSource.open(path, dataset, contract, cameras)
+
+
+def convert(config: ConvertConfig) -> None:
+    """Converts, with a progress bar. Raises `VolarError`; an interrupt leaves what is whole."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from volar.datasets.lerobot_layout import DatasetError
+    from volar.datasets.rlds import Losses
+
+    source = open_source(
+        config.source,
+        config.path,
+        dataset=config.dataset,
+        split=config.split,
+        cameras=config.cameras,
+        contract=config.contract,
+    )
+    contract = scaled(source.contract, config.image_size)
+    writer = _writer(config, source, contract)
+    total = min(source.total, config.episodes or source.total)
+    losses, unlabelled = Losses(), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task(f"converting {config.path.name}", total=total, completed=writer.episodes)
+        try:
+            for episode, encoded in _encoded(config, source, contract, _start(writer), losses):
+                if config.episodes is not None and writer.episodes >= config.episodes:
+                    break
+                try:
+                    made = encoded.result()
+                except DatasetError as error:
+                    if config.on_error == "raise":
+                        raise
+                    losses.add(1, str(error) if episode.where in str(error) else f"{episode.where}: {error}")
+                else:
+                    if made is not None:
+                        writer.append(made)
+                    unlabelled += made is None
+                bar.update(shown, completed=writer.episodes + losses.episodes + unlabelled)
+        except (KeyboardInterrupt, VolarError):
+            writer.flush()  # so that resume=true loses nothing
+            raise
+    writer.finalize()
+    _summary(writer, losses, unlabelled)
+
+
+def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContract":
+    """The contract with square cameras of that size. What else was done to images is not its matter."""
+    if image_size is None:
+        return contract
+    cameras = tuple(replace(camera, width=image_size, height=image_size) for camera in contract.cameras)
+    return replace(contract, cameras=cameras)
+
+
+def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyContract") -> "EpisodeWriter":
+    from volar.datasets.episode_writer import EpisodeWriter
+    from volar.datasets.lerobot_layout import WRITER
+
+    # More `episodes` or another `on_error` continue the same dataset; everything else makes another one.
+    about: dict[str, str | int | float | bool] = {
+        "made_by": "volar-convert",
+        "source": config.source,
+        "fingerprint": source.fingerprint,
+        "split": config.split,
+        "images": config.images,
+        "image_size": config.image_size or 0,
+        "missing_cameras": config.missing_cameras,
+        "instruction": config.instruction or "",
+    }
+    if config.resume and (config.output / WRITER).is_file():
+        writer = EpisodeWriter.resume(config.output, contract, about)
+        if config.episodes is not None and writer.episodes > config.episodes:
+            have = f"{config.output} has {writer.episodes} episodes already"
+            raise VolarError(f"{have}, more than episodes={config.episodes}; ask for at least as many")
+        return writer
+    return EpisodeWriter.create(
+        config.output,
+        contract,
+        shard_episodes=config.shard_episodes,
+        source=about,
+        overwrite=config.overwrite,
+        video=config.images == "video",
+    )
+
+
+def _start(writer: "EpisodeWriter") -> tuple[int, int]:
+    """The place in the source behind the last episode that is durable."""
+    from volar.datasets.lerobot_format import episode_rows
+
+    files = sorted((writer.root / "meta/episodes").glob("*/*.parquet"))
+    if not files:
+        return 0, 0
+    file, number = json.loads(episode_rows(files[-1])[-1]["volar/info"])["place"]
+    return int(file), int(number) + 1
+
+
+def _encoded(
+    config: ConvertConfig,
+    source: "EpisodeSource",
+    contract: "PolicyContract",
+    start: tuple[int, int],
+    losses: "Losses",
+) -> Iterator[tuple["SourceEpisode", "Future[bytes | None]"]]:
+    """The episodes in order, encoded by threads (OpenCV's work needs no lock) a few ahead of the one that is taken."""
+    from volar.datasets.lerobot_layout import encode_episode
+
+    workers = config.workers or len(os.sched_getaffinity(0))
+
+    def encode(episode: "SourceEpisode") -> bytes | None:
+        made = build(episode, contract, config)
+        return encode_episode(made, contract) if made is not None else None
+
+    waiting: deque[tuple[SourceEpisode, Future[bytes | None]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for episode in source.episodes(start, config.on_error, losses):
+                waiting.append((episode, pool.submit(encode, episode)))
+                if len(waiting) > workers:
+                    yield waiting.popleft()
+        except VolarError:  # what was read before it is whole
+            yield from waiting
+            raise
+        yield from waiting
+
+
+def build(source: "SourceEpisode", contract: "PolicyContract", config: ConvertConfig) -> "Episode | None":
+    """An episode of the contract; None for one without an instruction. Raises `DatasetError` naming it."""
+    import numpy as np
+
+    from volar.datasets.episode import POINTS_SHAPE, Episode
+    from volar.datasets.lerobot_layout import DatasetError
+
+    numbers = source.numbers()
+    instruction = numbers.instruction or config.instruction
+    if not instruction:
+        return None
+    steps = len(numbers.actions)
+    found = source.images()
+    missing = [camera.name for camera in contract.cameras if camera.name not in found]
+    if missing and config.missing_cameras == "refuse":
+        raise DatasetError(f"{source.where} lacks {', '.join(missing)}; missing_cameras=pad makes them black")
+    images: dict[str, Any] = {}
+    for camera in contract.cameras:
+        size = (camera.width, camera.height)
+        if camera.name in missing:
+            images[camera.name] = np.zeros((steps, camera.height, camera.width, 3), np.uint8)
+        else:
+            images[camera.name] = _resized(found[camera.name], size) if config.image_size else found[camera.name]
+    info = {**numbers.facts, "place": list(source.place), "source": source.where, "missing_cameras": missing}
+    points = numbers.points if numbers.points is not None else np.full((steps, *POINTS_SHAPE), np.nan, np.float32)
+    try:
+        return Episode(
+            images=images,
+            state=numbers.state,
+            actions=numbers.actions,
+            points=points,
+            instruction=instruction,
+            task=numbers.task or instruction,
+            success=numbers.success,
+            info=info,
+        )
+    except ValueError as error:
+        raise DatasetError(f"{source.where}: {error}") from error
+
+
+def _resized(images: Any, size: tuple[int, int]) -> Any:
+    """(T, H, W, 3) -> (T, height, width, 3), averaged over areas when it shrinks."""
+    import cv2
+    import numpy as np
+
+    return np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
+
+
+def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int) -> None:
+    """What is there, and what was left out in this run."""
+    from volar.datasets.lerobot_format import load_info
+
+    print(f"{writer.episodes} episodes in {writer.root}")
+    for camera, count in missing_cameras(load_info(writer.root).episodes).items():
+        print(f"camera {camera} was missing in {count} of them: black, and listed in the episode's info")
+    if unlabelled:
+        print(f"{unlabelled} without an instruction were left out; instruction=TEXT keeps them")
+    if losses.reasons:
+        print(f"{losses.episodes} damaged episodes were left out:", file=sys.stderr)
+        for reason in losses.reasons:
+            print(f"  {reason}", file=sys.stderr)
+
+
+def missing_cameras(episodes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Camera -> how many of the episodes (rows of `meta/episodes`) have it black because their source lacks it."""
+    infos = (json.loads(row.get("volar/info") or "{}") for row in episodes)
+    return dict(sorted(Counter(name for info in infos for name in info.get("missing_cameras", ())).items()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

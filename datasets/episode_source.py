@@ -1,0 +1,60 @@
+"""What `volar-convert` reads from: RLDS, HDF5 and LeRobot folders as one stream of episodes, decoded when asked for."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.datasets.rlds import Losses, OnError
+from volar.robots.contract import PolicyContract
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An episode without its images: state (T, S) and actions (T, A) float32; an instruction may be empty."""
+
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    instruction: str
+    success: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON values, to find it in its source
+    task: str = ""  # the instruction, unless the source has a name for it
+    points: NDArray[np.float32] | None = None  # labels, see `Episode`
+
+
+@dataclass(frozen=True)
+class SourceEpisode:
+    """One episode of a source, at `place` = (file, number in it); `where` names that for people.
+
+    `numbers` and `images` (camera -> uint8 (T, H, W, 3), those of the contract that the episode has) read it when
+    called, and raise `DatasetError`.
+    """
+
+    place: tuple[int, int]
+    where: str
+    numbers: Callable[[], Numbers]
+    images: Callable[[], dict[str, NDArray[np.uint8]]]
+
+
+class EpisodeSource(Protocol):
+    """`total`: episodes. `fingerprint`: of the data, wherever it lies."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
+        """From the place `start` on, in order."""
+        ...
+
+
+def absent(images: NDArray[np.uint8]) -> bool:
+    """A camera that an episode lacks: datasets fill it with black."""
+    return not images.any()

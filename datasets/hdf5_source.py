@@ -1,0 +1,208 @@
+"""HDF5 in the layout of robomimic, which LIBERO and MimicGen share, as a source of episodes.
+
+    data (attributes: env_args, problem_info, ...)
+      demo_0  actions (T, 7), dones (T,), obs/{cameras uint8 (T, H, W, 3), ee or robot0 vectors}
+
+Actions are inputs of robosuite's OSC_POSE in [-1, 1], the gripper's +1 closes. LIBERO keeps its images as its renderer
+makes them, upside down and mirrored; they are turned by half a circle, as OpenVLA's RLDS version of LIBERO has them.
+Sources: robomimic's documentation, "Dataset structure"; Lifelong-Robot-Learning/LIBERO scripts/create_dataset.py.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.datasets.episode_source import Numbers, SourceEpisode
+from volar.datasets.lerobot_layout import DatasetError
+from volar.datasets.oxe_entry import FRANKA, Named, axis_angle, delta, inverted, position, quaternion, stacked
+from volar.datasets.rlds import Losses, OnError
+from volar.robots.contract import CameraSpec, PolicyContract
+from volar.robots.errors import Unknown
+
+_FINGERS: Named = (("finger_1", "m"), ("finger_2", "m"))
+
+
+@dataclass(frozen=True)
+class Hdf5Layout:
+    """`state`: keys below `obs`, side by side; `cameras`: role -> key below `obs`; `turned`: by half a circle."""
+
+    cameras: dict[str, str]
+    state: tuple[str, ...]
+    names: Named
+    turned: bool
+
+
+LAYOUTS = {
+    "libero": Hdf5Layout(
+        {"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"},
+        ("ee_pos", "ee_ori", "gripper_states"),
+        position() + axis_angle() + _FINGERS,
+        turned=True,
+    ),
+    "robomimic": Hdf5Layout(
+        {"primary": "agentview_image", "wrist": "robot0_eye_in_hand_image"},
+        ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),
+        position() + quaternion() + _FINGERS,
+        turned=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Hdf5Source:
+    """One file, or the files of a folder in the order of their names."""
+
+    files: tuple[Path, ...]
+    layout: Hdf5Layout
+    cameras: tuple[str, ...] = ()
+
+    @staticmethod
+    def open(path: Path, name: str | None, cameras: Sequence[str] = ()) -> "Hdf5Source":
+        """`name`: a layout, found by the keys when None. Raises `DatasetError`, `Unknown`."""
+        files = [path] if path.is_file() else sorted([*path.glob("*.hdf5"), *path.glob("*.h5")])
+        if not files:
+            raise DatasetError(f"{path} is no HDF5 file and holds none (*.hdf5, *.h5)")
+        if name is not None and name not in LAYOUTS:
+            raise Unknown("dataset", name, LAYOUTS)
+        with _opened(files[0]) as file:
+            keys = _demos(file, files[0])
+            found = set(file[f"data/{keys[0]}"].get("obs", ()))
+        fitting = [layout for layout in LAYOUTS.values() if set(layout.state) <= found]
+        if name is None and not fitting:
+            said = ", ".join(sorted(found)) or "none"
+            raise DatasetError(f"{files[0]} is neither of robomimic nor of LIBERO (observations: {said})")
+        source = Hdf5Source(tuple(files), LAYOUTS[name] if name else fitting[0], tuple(cameras))
+        for camera in cameras:
+            if camera not in source.available:
+                raise Unknown("camera", camera, source.available)
+        return source
+
+    @cached_property
+    def available(self) -> dict[str, tuple[str, int, int]]:
+        """Role -> (key, width, height), of the cameras that the first demonstration has."""
+        with _opened(self.files[0]) as file:
+            obs = file[f"data/{_demos(file, self.files[0])[0]}/obs"]
+            there = {role: key for role, key in self.layout.cameras.items() if key in obs}
+            return {role: (key, obs[key].shape[2], obs[key].shape[1]) for role, key in there.items()}
+
+    @property
+    def chosen(self) -> dict[str, tuple[str, int, int]]:
+        return {role: self.available[role] for role in self.cameras or self.available}
+
+    @cached_property
+    def total(self) -> int:
+        count = 0
+        for path in self.files:
+            with _opened(path) as file:
+                count += len(_demos(file, path))
+        return count
+
+    @cached_property
+    def fingerprint(self) -> str:
+        about = [(path.name, path.stat().st_size) for path in self.files]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    @cached_property
+    def contract(self) -> PolicyContract:
+        cameras = tuple(CameraSpec(role, width, height) for role, (_, width, height) in self.chosen.items())
+        names = self.layout.names
+        return PolicyContract(
+            robot=FRANKA,
+            action=delta(self._rate_hz, unit="controller", rotation="rotation_vector"),
+            state_names=tuple(name for name, _ in names),
+            state_units=tuple(unit for _, unit in names),
+            cameras=cameras,
+            chunk_length=1,
+            execute_steps=1,
+        )
+
+    @cached_property
+    def _rate_hz(self) -> int:
+        with _opened(self.files[0]) as file:
+            return int(_attributes(file, "env_args").get("env_kwargs", {}).get("control_freq", 20))
+
+    def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
+        for number in range(start[0], len(self.files)):
+            path = self.files[number]
+            try:
+                with _opened(path) as file:
+                    demos, about = _demos(file, path), _attributes(file, "problem_info", "env_args")
+            except DatasetError as error:
+                if on_error == "raise":
+                    raise
+                losses.add(0, f"{error} (all of its episodes lost)")
+                continue
+            for k in range(start[1] if number == start[0] else 0, len(demos)):
+                where = f"{path.name}: {demos[k]}"
+                numbers = lambda p=path, d=demos[k], a=about: self._numbers(p, d, a)  # noqa: E731
+                images = lambda p=path, d=demos[k]: self._images(p, d)  # noqa: E731
+                yield SourceEpisode((number, k), where, numbers, images)
+
+    def _numbers(self, path: Path, demo: str, about: dict[str, Any]) -> Numbers:
+        actions = _read(path, demo, "actions")
+        state = stacked(*(_read(path, demo, f"obs/{key}") for key in self.layout.state))
+        if actions.shape[1:] != (7,) or state.shape[1:] != (len(self.layout.names),) or len(state) != len(actions):
+            raise DatasetError(f"{path}: {demo} has actions {actions.shape} and states {state.shape}")
+        text = about.get("language_instruction", "")
+        text = " ".join(text) if isinstance(text, list) else str(text)
+        task = str(about.get("env_name") or path.stem.removesuffix("_demo"))
+        moves = stacked(actions[:, :6], inverted(actions[:, 6]))
+        facts = {"file": path.name, "demo": demo}
+        return Numbers(state, moves, text.strip().strip('"'), facts=facts, task=task)
+
+    def _images(self, path: Path, demo: str) -> dict[str, NDArray[np.uint8]]:
+        found = {}
+        for role, (key, _, _) in self.chosen.items():
+            images = _read(path, demo, f"obs/{key}")
+            if images.dtype != np.uint8 or images.ndim != 4:
+                raise DatasetError(f"{path}: {demo}/obs/{key} is {images.dtype} {images.shape}, not images")
+            found[role] = np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images
+        return found
+
+
+def _opened(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read, it is cut or no HDF5 file: {error}") from error
+
+
+def _demos(file: Any, path: Path) -> list[str]:
+    """The demonstrations in the order of their numbers. Raises `DatasetError` when there is none."""
+    names = [name for name in file.get("data", ()) if name.startswith("demo")]
+    if not names:
+        raise DatasetError(f"{path} has no data/demo_*: not of robomimic's layout")
+    return sorted(names, key=lambda name: (int(name.rpartition("_")[2]) if name[-1].isdigit() else -1, name))
+
+
+def _read(path: Path, demo: str, key: str) -> NDArray[Any]:
+    with _opened(path) as file:
+        group = file[f"data/{demo}"]
+        if key not in group:
+            raise DatasetError(f"{path}: {demo} lacks {key} (it has {', '.join(sorted(group))})")
+        try:
+            array: NDArray[Any] = group[key][()]
+        except OSError as error:
+            raise DatasetError(f"{path}: {demo}/{key} cannot be read: {error}") from error
+        return array
+
+
+def _attributes(file: Any, *names: str) -> dict[str, Any]:
+    """The JSON attributes of `data`, together; the first named wins."""
+    found: dict[str, Any] = {}
+    for name in reversed(names):
+        try:
+            raw = json.loads(file["data"].attrs.get(name, "{}"))
+        except (ValueError, KeyError):
+            continue
+        found |= raw if isinstance(raw, dict) else {}
+    return found

@@ -1,0 +1,135 @@
+"""RLDS folders as a source of episodes, standardized by their entry in `oxe.py`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volar.datasets.episode_source import Numbers, SourceEpisode, absent
+from volar.datasets.lerobot_layout import DatasetError
+from volar.datasets.oxe import load_oxe
+from volar.datasets.oxe_entry import OBSERVATION, OxeDataset
+from volar.datasets.rlds import Losses, OnError, RldsDataset, RldsEpisode
+from volar.robots.contract import CameraSpec, PolicyContract
+from volar.robots.errors import Unknown
+
+_METADATA = "episode_metadata/"
+
+
+@dataclass(frozen=True)
+class RldsSource:
+    """`cameras`: the roles to take, all there are by default."""
+
+    dataset: RldsDataset
+    entry: OxeDataset
+    split: str
+    cameras: tuple[str, ...] = ()
+
+    @staticmethod
+    def open(path: Path, name: str | None, split: str, cameras: Sequence[str] = ()) -> "RldsSource":
+        """Raises `DatasetError`, `Unknown` for a dataset, split or camera."""
+        dataset = RldsDataset.open(path)
+        source = RldsSource(dataset, load_oxe(name, dataset), split, tuple(cameras))
+        dataset.split(split)
+        for camera in cameras:
+            if camera not in source.available:
+                raise Unknown("camera", camera, source.available)
+        return source
+
+    @property
+    def available(self) -> dict[str, str]:
+        """Role -> feature, of the cameras that this version of the dataset has."""
+        keys = {role: OBSERVATION + key for role, key in self.entry.cameras.items()}
+        return {role: key for role, key in keys.items() if key in self.dataset.features}
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        return {role: self.available[role] for role in self.cameras} if self.cameras else self.available
+
+    @property
+    def total(self) -> int:
+        return self.dataset.split(self.split).episodes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+    @cached_property
+    def contract(self) -> PolicyContract:
+        """Of single actions, without statistics; a camera whose size `features.json` leaves open has its first's."""
+        return PolicyContract(
+            robot=self.entry.robot,
+            action=self.entry.action,
+            state_names=tuple(name for name, _ in self.entry.state),
+            state_units=tuple(unit for _, unit in self.entry.state),
+            cameras=tuple(CameraSpec(role, *self._size(key)) for role, key in self.chosen.items()),
+            chunk_length=1,
+            execute_steps=1,
+        )
+
+    def _size(self, key: str) -> tuple[int, int]:
+        """(width, height)."""
+        shape = self.dataset.features[key].shape
+        if len(shape) < 2 or -1 in shape[:2]:
+            first = next(self.dataset.episodes(self.split, on_error="skip"), None)
+            if first is None:
+                raise DatasetError(f"{self.dataset.root}: split {self.split} has no episode that can be read")
+            shape = np.asarray(first[key][0]).shape
+        return shape[1], shape[0]
+
+    def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
+        for e in self.dataset.episodes(self.split, on_error=on_error, losses=losses, start=start):
+            where = f"{e.path.name}: record {e.record} at byte {e.offset}"
+            yield SourceEpisode((e.shard, e.record), where, lambda e=e: self._numbers(e), lambda e=e: self._images(e))  # type: ignore[misc]
+
+    def _numbers(self, episode: RldsEpisode) -> Numbers:
+        state, actions = (np.asarray(x, np.float32) for x in self.entry.numbers(episode))
+        expected = (len(self.entry.state), self.entry.action.size)
+        if (state.shape[1:], actions.shape[1:]) != ((expected[0],), (expected[1],)):
+            found = f"state {state.shape[1:]} and actions {actions.shape[1:]}"
+            raise episode.corrupt(f"{found}, this dataset's entry in oxe.py says {expected}")
+        wanted = self.entry.instruction
+        text = wanted(episode) if callable(wanted) else _text(episode.find(wanted))
+        reward = episode.find("steps/reward")
+        # A demonstration whose rewards are all 0 says nothing: BridgeData gives none. RT-X's Kuka says it itself.
+        told = episode.find("success")
+        success = bool(told) if told is not None else reward is None or not np.any(reward) or reward[-1] > 0
+        return Numbers(state, actions, text.strip(), success, _facts(episode))
+
+    def _images(self, episode: RldsEpisode) -> dict[str, NDArray[np.uint8]]:
+        found = {}
+        for role, key in self.chosen.items():
+            images = episode.find(key)
+            if isinstance(images, list):
+                raise episode.corrupt(f"the images of {key} differ in size")
+            if images is not None and not absent(images):
+                found[role] = images
+        return found
+
+
+def _text(value: Any) -> str:
+    """The first of a step's texts that is not empty, or an episode's only one."""
+    if value is None:
+        return ""
+    values = [value] if isinstance(value, (str, bytes)) else list(np.asarray(value, dtype=object).ravel())
+    for item in values:
+        text = item.decode("utf-8", errors="replace") if isinstance(item, bytes) else str(item)
+        if text.strip():
+            return text
+    return ""
+
+
+def _facts(episode: RldsEpisode) -> dict[str, Any]:
+    """The scalars and texts of `episode_metadata`."""
+    facts: dict[str, Any] = {}
+    for path, feature in episode.features.items():
+        if path.startswith(_METADATA) and not feature.shape and feature.kind != "image" and path in episode:
+            value = episode[path]
+            facts[path.removeprefix(_METADATA)] = (
+                _text(value) if feature.dtype == "string" else np.asarray(value).item()
+            )
+    return facts
