@@ -1,5 +1,6 @@
 """volar-controller: the controller node as a command; its help needs no ROS 2."""
 
+import difflib
 import sys
 import textwrap
 from dataclasses import fields
@@ -7,10 +8,11 @@ from typing import Final
 
 from volar.robots.ros2.parameters import NodeSettings
 
-USAGE: Final = """volar-controller --ros-args [-p PARAMETER:=VALUE ...] [-r FROM:=TO ...] [--params-file FILE]
+USAGE: Final = """usage: volar-controller --ros-args [-p PARAMETER:=VALUE ...] [-r FROM:=TO ...] [--params-file FILE]
 
 An exported policy moves an arm through its ROS 2 topics, as the lifecycle node volar_controller.
 
+examples:
     volar-controller --ros-args -p policy:=runs/artifact -p robot:=fr3 -p instruction:="lift the red block"
     ros2 lifecycle set /volar_controller configure && ros2 lifecycle set /volar_controller activate
     ros2 service call /volar_controller/stop std_srvs/srv/Trigger
@@ -31,10 +33,24 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def refusal(words: list[str]) -> str:
+    """Why words before `--ros-args` are refused, or an empty string; the other verbs' settings are parameters here."""
+    for word in words[: words.index("--ros-args")] if "--ros-args" in words else words:
+        name, _, value = word.partition("=")
+        near = difflib.get_close_matches(name, [item.name for item in fields(NodeSettings)], n=1, cutoff=0.5)
+        wanted = near[0] if near else "PARAMETER"
+        hint = f"volar-controller --ros-args -p {wanted}:={value or 'VALUE'}"
+        return f"unknown setting {name!r}; parameters of the node follow --ros-args: {hint}"
+    return ""
+
+
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return 0
+    if wrong := refusal(sys.argv[1:]):
+        print(f"volar-controller: error: {wrong}", file=sys.stderr)
+        return 2
     try:
         from volar.robots.ros2.controller_node import main as run_node
     except ImportError as error:
