@@ -48,7 +48,7 @@ class ConvertConfig:
     split: str = field(default="train", metadata={"help": "of rlds: train, val, test, ..."})
     episodes: int | None = field(default=None, metadata={"help": "the first N; null: all"})
     images: Literal["images", "video"] = field(
-        default="images", metadata={"help": "lossless PNG, or H.264 at a tenth of the size"}
+        default="images", metadata={"help": "lossless PNG, or H.264: lossy, and smaller"}
     )
     image_size: int | None = field(default=None, metadata={"help": "pixels, square, to scale to; null: as they are"})
     cameras: tuple[str, ...] = field(default=(), metadata={"help": "those to take (primary,wrist); []: all there are"})

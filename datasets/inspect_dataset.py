@@ -140,7 +140,9 @@ def _suspicious(x: NDArray[np.float32], *, two_valued: bool) -> list[str]:
     width = q75 - q25
     far = (x < q25 - OUTLIER_IQR * width) | (x > q75 + OUTLIER_IQR * width)
     if width > 0 and far.any():
-        listed.append(f"outliers: {int(far.sum())} steps beyond {OUTLIER_IQR:g} IQR ({low:.4g} to {high:.4g})")
+        count = int(far.sum())
+        steps = f"{count} step{'s' * (count > 1)}"
+        listed.append(f"outliers: {steps} beyond {OUTLIER_IQR:g} IQR ({low:.4g} to {high:.4g})")
     return listed
 
 
