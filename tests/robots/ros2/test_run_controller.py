@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from volar.robots.loop_state import LATCHING
 from volar.robots.ros2.controller_command import help_text
 from volar.robots.ros2.parameters import NodeSettings
 
@@ -57,7 +58,7 @@ def test_it_moves_the_arm_and_reports(network: Any, verb: Any, tmp_path: Path) -
     assert result["period_error_ms"]["p99"] > 0
     assert result["observation_to_chunk_ms"]["p50"] > 0
     assert result["inference_ms"]["p50"] > 0
-    assert result["holds"]["stop_requested"] >= 1
+    assert LATCHING & result["holds"].keys()  # stop_requested, where nothing else has stopped it before
     assert "success_rate" not in result
     for name, share in result["margins"].items():
         assert -1e-6 < share <= 1.0
