@@ -22,14 +22,18 @@ _USED = BINS - 1  # bins that decode to a value of their own; the last one repea
 
 @dataclass(frozen=True)
 class Exploration:
-    """`kernel_bins`: standard deviation of the kernel, 0 for the policy's own tokens; `correlation`: of the noise from
-    one decision to the next, in [0, 1]. The kernel spares the gripper: between open and closed there is nothing to try.
+    """`temperature`: the logits are divided by it; `kernel_bins`: standard deviation of the kernel; `correlation`: of
+    the noise from one decision to the next, in [0, 1]. The kernel spares the gripper: between open and closed there is
+    nothing to try. `Exploration(1.0, 0.0, 0.0)` are the policy's own tokens.
     """
 
-    kernel_bins: float = 8.0
+    temperature: float = 1.0
+    kernel_bins: float = 4.0
     correlation: float = 0.8
 
     def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, is {self.temperature}")
         if self.kernel_bins < 0:
             raise ValueError(f"kernel_bins must not be negative, is {self.kernel_bins}")
         if not 0 <= self.correlation <= 1:

@@ -6,7 +6,7 @@ import numpy as np
 
 from volar.rl.advantages import group_advantages, normalized
 from volar.rl.episodes import Trajectory
-from volar.rl.learner import Learner, decisions
+from volar.rl.learner import Learner
 
 
 def grpo_update(
@@ -22,7 +22,7 @@ def grpo_update(
         return notes
     spread = normalized(advantages[useful], [t.job.task for t in kept])
     each = np.concatenate([np.full(len(t), a, np.float32) for t, a in zip(kept, spread, strict=True)])
-    return notes | learner.update(decisions(learner.policy, kept, each, np.zeros_like(each)), rng)
+    return notes | learner.update(learner.decisions(kept, each, np.zeros_like(each)), rng)
 
 
 def discounted(trajectory: Trajectory, gamma: float) -> float:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from volar.rl.advantages import decision_advantages, normalized
 from volar.rl.episodes import Trajectory
-from volar.rl.learner import Learner, decisions, joined
+from volar.rl.learner import Learner, joined
 from volar.rl.token_policy import PRIVILEGED, TokenPolicy
 
 
@@ -31,7 +31,7 @@ def ppo_update(
     raw, wanted = np.concatenate(advantages), np.concatenate(returns)
     tasks = [t.job.task for t in trajectories for _ in range(len(t))]
     scaled = normalized(raw - raw.mean(), tasks)
-    batch = decisions(learner.policy, trajectories, scaled.clip(-4, 4), wanted)
+    batch = learner.decisions(trajectories, scaled.clip(-4, 4), wanted)
     notes = {"explained_variance": explained_variance(np.concatenate(values), wanted)}
     if not warm_up:
         notes |= learner.update(batch, rng)

@@ -17,7 +17,7 @@ from volar.datasets.normalizer import Normalizer
 from volar.rl.exploration import Exploration
 from volar.robots.contract import PolicyContract
 from volar.vla.action_tokenizers.uniform_bins import BINS
-from volar.vla.modeling_volar import POINTS, ActionHead, VolarModel, pixels_from_images
+from volar.vla.modeling_volar import POINTS, Trunk, VolarModel, pixels_from_images
 from volar.vla.processor_volar import StateScaler
 
 PRIVILEGED = "privileged"  # what only the critic sees
@@ -63,7 +63,7 @@ class TokenPolicy(ActorCriticPolicy):
         self.vla, self.state_scaler = model, StateScaler(contract)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trains == "all" or name.startswith("action_head."))
-        self.exploration = exploration or Exploration(0.0, 0.0)
+        self.exploration = exploration or Exploration(1.0, 0.0, 0.0)
         kernel = torch.eye(BINS).repeat(contract.action.size, 1, 1)  # (A, 256, 256)
         kernel[: arm_dimensions(contract)] = self.exploration.kernel()
         self.register_buffer("kernel", kernel, persistent=False)
@@ -84,26 +84,33 @@ class TokenPolicy(ActorCriticPolicy):
         """Those of the VLA that train."""
         return [parameter for parameter in self.vla.parameters() if parameter.requires_grad]
 
-    def seen(self, obs: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def trunk(self, obs: Batch, vla: VolarModel | None = None) -> Trunk:
+        """What precedes the action head, of raw observations; no gradients where the trunk is frozen."""
+        images = {camera.name: obs[camera.name] for camera in self._contract.cameras}
+        pixels = pixels_from_images(images, self.vla.config.backbone.image_size)
+        with torch.set_grad_enabled(self.trains == "all" and torch.is_grad_enabled()):
+            return (vla or self.vla).trunk(pixels, obs["input_ids"].long(), self.state_scaler(obs["state"]))
+
+    def seen(self, obs: Batch, vla: VolarModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What the action head sees: queries (B, H, D), scaled points (B, 2, 3), normalized state (B, S)."""
         state = self.state_scaler(obs["state"])
         if "queries" in obs:
             return obs["queries"], obs["scaled_points"], state
-        images = {camera.name: obs[camera.name] for camera in self._contract.cameras}
-        pixels = pixels_from_images(images, self.vla.config.backbone.image_size)
-        with torch.set_grad_enabled(self.trains == "all" and torch.is_grad_enabled()):
-            trunk = self.vla.trunk(pixels, obs["input_ids"].long(), state)
+        trunk = self.trunk(obs, vla)
         return trunk.queries, trunk.scaled_points, state
 
-    def log_probabilities(self, obs: Batch, head: ActionHead | None = None) -> Tensor:
-        """Of every token: (B, E, A, 256), exploration included. `head`: another one, such as the reference's."""
-        queries, points, state = self.seen(obs)
-        logits = (head or self.vla.action_head)(queries[:, : self.executed], points, state)  # (B, E, A, 256)
+    def log_probabilities(self, obs: Batch, vla: VolarModel | None = None) -> Tensor:
+        """Of every token: (B, E, A, 256), exploration included. `vla`: another network, such as the reference."""
+        return self.of_head(*self.seen(obs, vla), vla)
+
+    def of_head(self, queries: Tensor, points: Tensor, state: Tensor, vla: VolarModel | None = None) -> Tensor:
+        """As `log_probabilities`, from what `seen` returns."""
+        logits = (vla or self.vla).action_head(queries[:, : self.executed], points, state)  # (B, E, A, 256)
         return self.explored(logits)
 
     def explored(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the tokens that are tried out, (..., A, 256), from the network's logits."""
-        plain: Tensor = logits.log_softmax(-1)
+        plain: Tensor = (logits / self.exploration.temperature).log_softmax(-1)
         if self.exploration.kernel_bins == 0:
             return plain
         wide = torch.einsum("...ab,abc->...ac", plain.exp(), self.kernel)
