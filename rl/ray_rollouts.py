@@ -30,7 +30,11 @@ class RayRollouts:
         if self._own:
             cpus = None if address else workers
             ray.init(
-                address=address, num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+                address=address,
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(RolloutWorker)
         self.deaths = 0
