@@ -19,7 +19,7 @@ from volar.rl.grpo import grpo_update
 from volar.rl.learner import Auxiliary, Learner, UpdateConfig
 from volar.rl.ppo import ppo_update
 from volar.rl.rewards import privileged_size
-from volar.rl.rollouts import ProcessRollouts, Rollouts, WorkerSetup
+from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, Rollouts, WorkerSetup
 from volar.rl.token_policy import token_policy
 from volar.rl.wire import encode_weights, trained_names
 from volar.robots.errors import VolarError
@@ -101,7 +101,7 @@ class FinetuningRun:
             from volar.rl.ray_rollouts import RayRollouts
 
             return RayRollouts(self.setup, workers, self.config.ray_address)
-        return ProcessRollouts(self.setup, workers)
+        return InProcessRollouts(self.setup) if workers == 1 else ProcessRollouts(self.setup, workers)
 
     def jobs(self) -> list[Job]:
         """The episodes of the next update."""

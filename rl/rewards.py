@@ -36,8 +36,7 @@ def told_goal(task: Task, instruction: str, own: Goal, start: SceneState) -> Goa
     """
     for color in own.choices:
         for side in tuple(SIDES) if own.side else ("",):
-            others = [c for c in own.choices if c != color] if own.other else [""]
-            for other in others:
+            for other in own.choices if own.other else ("",):
                 for template in (*task.templates, *task.held_out_templates):
                     if template.format(color=color, side=side, other=other) == instruction:
                         return _at(task, replace(own, color=color, side=side, other=other), own, start)
@@ -78,7 +77,7 @@ class DenseReward:
     `gamma`: the best policy stays the best. Distractors and other blocks do not enter.
     """
 
-    def __init__(self, told: Told, gamma: float, weight: float = 0.3) -> None:
+    def __init__(self, told: Told, gamma: float, weight: float = 1.0) -> None:
         self._told, self._gamma, self._weight = told, gamma, weight
         self._before = 0.0
 

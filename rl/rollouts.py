@@ -227,3 +227,31 @@ def lost(job: Job) -> Trajectory:
     """An episode that no worker survived."""
     empty = np.zeros(0, np.float32)
     return Trajectory(job, {}, empty, empty, empty, empty, empty, False, True, valid=False)
+
+
+class InProcessRollouts:
+    """`Rollouts` in this process, one episode after the other."""
+
+    deaths = 0
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._worker = RolloutWorker(setup)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def broadcast(self, weights: bytes) -> None:
+        self._worker.load(weights)
+
+    def run(self, jobs: Sequence[Job], progress: Callable[[], None] = lambda: None) -> list[Trajectory]:
+        found = []
+        for job in jobs:
+            found.append(self._worker.runner.run(job))
+            progress()
+        return found
