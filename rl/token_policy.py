@@ -86,7 +86,8 @@ class TokenPolicy(ActorCriticPolicy):
 
     def trunk(self, obs: Batch, vla: VolarModel | None = None) -> Trunk:
         """What precedes the action head, of raw observations; no gradients where the trunk is frozen."""
-        images = {camera.name: obs[camera.name] for camera in self._contract.cameras}
+        # With further axes of one, as SB3 needs them not to take the images for channels first.
+        images = {c.name: obs[c.name].reshape(-1, c.height, c.width, 3) for c in self._contract.cameras}
         pixels = pixels_from_images(images, self.vla.config.backbone.image_size)
         with torch.set_grad_enabled(self.trains == "all" and torch.is_grad_enabled()):
             return (vla or self.vla).trunk(pixels, obs["input_ids"].long(), self.state_scaler(obs["state"]))
