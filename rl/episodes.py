@@ -32,13 +32,12 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class Job:
     """One episode to run. `noise_seed`: of what is tried out, None for the deployed policy's own choice; `group`: jobs
-    of one group begin in the same state; `wrong`: it is told another order than the scene's own."""
+    of one group begin in the same state."""
 
     task: str
     seed: int
     noise_seed: int | None = None
     group: int = 0
-    wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,11 +149,10 @@ class EpisodeRunner:
     def _run(self, job: Job) -> Trajectory:
         world, loop = self._world(job.task)
         world.reset(job.seed)
-        instruction = world.wrong_instruction() if job.wrong else world.instruction
-        told = Told(world.task, told_goal(world.task, instruction, world.goal, world.state))
+        told = Told(world.task, told_goal(world.task, world.instruction, world.goal, world.state))
         reward = make_reward(self.setting.reward, told, self.setting.gamma)
         reward.begin(world.state)
-        loop.set_instruction(instruction)
+        loop.set_instruction(world.instruction)
         self._source.reset(job.seed)
         self.policy.explore(job.noise_seed)
         loop.reset(world.body.now_ns)

@@ -27,8 +27,8 @@ class Exploration:
     nothing to try. `Exploration(1.0, 0.0, 0.0)` are the policy's own tokens.
     """
 
-    temperature: float = 1.0
-    kernel_bins: float = 4.0
+    temperature: float = 0.3
+    kernel_bins: float = 3.0
     correlation: float = 0.8
 
     def __post_init__(self) -> None:

@@ -38,23 +38,23 @@ class FinetuneConfig:
         default="ppo", metadata={"help": "with a critic, or relative to episodes from the same start"}
     )
     reward: str = field(default="sparse", metadata={"help": "sparse: success; dense: also the way there"})
-    episodes: int = field(default=128, metadata={"help": "for each update, over all tasks"})
+    episodes: int = field(default=64, metadata={"help": "for each update, over all tasks"})
     group: int = field(default=8, metadata={"help": "of these from the same start, for algorithm=grpo"})
     gamma: float = field(default=0.99, metadata={"help": "discount of one step"})
     gae_lambda: float = field(default=0.95, metadata={"help": "of advantages, for algorithm=ppo"})
-    critic_updates: int = field(default=2, metadata={"help": "first updates that train the critic alone"})
+    critic_updates: int = field(default=1, metadata={"help": "first updates that train the critic alone"})
     trains: Literal["head", "all"] = field(
         default="head", metadata={"help": "the action head, or everything; a frozen trunk is computed once"}
     )
     execute_steps: int | None = field(
         default=None, metadata={"help": "of a chunk, executed before looking again; the policy's own by default"}
     )
-    learning_rate: float = field(default=3e-4, metadata={"help": "of the policy"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "of the policy"})
     target_kl: float = field(default=0.03, metadata={"help": "divergence of a token in one update, at most about"})
     reference_weight: float = field(default=0.003, metadata={"help": "of the divergence from the cloned policy"})
     max_kl: float = field(default=3.0, metadata={"help": "divergence of a token from the cloned policy that ends it"})
-    temperature: float = field(default=1.0, metadata={"help": "of the tokens that are tried out"})
-    kernel_bins: float = field(default=4.0, metadata={"help": "how much wider than the policy's own tokens they are"})
+    temperature: float = field(default=0.3, metadata={"help": "of the tokens that are tried out"})
+    kernel_bins: float = field(default=3.0, metadata={"help": "how much wider than the policy's own tokens they are"})
     correlation: float = field(default=0.8, metadata={"help": "of what is tried out, from decision to decision"})
     demonstrations: Path | None = field(default=None, metadata={"help": "dataset to go on imitating"})
     imitation_weight: float = field(default=0.1, metadata={"help": "of its loss, with demonstrations="})

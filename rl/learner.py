@@ -26,7 +26,7 @@ class UpdateConfig:
     epochs end; `reference_weight`: of the divergence from the cloned policy; `value_epochs`: of the critic, which
     trains apart. `learning_rate`: of the VLA's own parameters."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     value_learning_rate: float = 1e-3
     epochs: int = 4
     value_epochs: int = 10
