@@ -40,6 +40,20 @@ class Outputs:
     points: Tensor
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """What the action head sees of B observations, beside the state, and what pointing says.
+
+    `queries` (B, H, D): hidden states of the action queries. `scaled_points` (B, 2, 3): in units of the config's
+    `point_std`, from its `point_mean`. `patch_logits`, `points_uv` as in `Outputs`.
+    """
+
+    queries: Tensor
+    patch_logits: Tensor
+    points_uv: Tensor
+    scaled_points: Tensor
+
+
 class VolarModel(nn.Module):
     """The network of `VolarConfig` for a contract's cameras, state and actions."""
 
@@ -65,6 +79,13 @@ class VolarModel(nn.Module):
 
         `camera_mask`: bool (B, C), False where nothing may attend to a camera's tokens; None where all are there.
         """
+        seen = self.trunk(pixels, input_ids, state, camera_mask)
+        with torch.autocast(seen.queries.device.type, enabled=False):
+            logits = self.action_head(seen.queries, seen.scaled_points, state.float())
+        return Outputs(logits, seen.patch_logits, seen.points_uv, self.point_head.to_metres(seen.scaled_points))
+
+    def trunk(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Trunk:
+        """Everything before the action head, inputs as for `forward`."""
         batch, cameras = pixels.shape[:2]
         images = self.backbone.embed_images(pixels.flatten(0, 1))  # (B * C, g*g, D)
         images = images.reshape(batch, cameras, *images.shape[1:])
@@ -88,8 +109,7 @@ class VolarModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):  # heads decide millimetres: full precision
             tail = hidden[:, -(POINTS + chunk) :].float()
             patch_logits, uv, points = self.point_head(tail[:, :POINTS], first_view.float())
-            logits = self.action_head(tail[:, POINTS:], points, state.float())
-        return Outputs(logits, patch_logits, uv, self.point_head.to_metres(points))
+        return Trunk(tail[:, POINTS:], patch_logits, uv, points)
 
 
 class PointHead(nn.Module):

@@ -1,0 +1,213 @@
+"""One fine-tuning run in memory: policy, learner, and what decides each update; `update` does one.
+
+Scenes and everything that is tried out follow from the run's seed and the update's number, and shuffling too, so that a
+resumed run goes on exactly.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from volar.rl.auxiliaries import Imitation, Pointing
+from volar.rl.episodes import Job, Setting, Trajectory
+from volar.rl.exploration import Exploration
+from volar.rl.grpo import grpo_update
+from volar.rl.learner import Auxiliary, Learner, UpdateConfig
+from volar.rl.ppo import ppo_update
+from volar.rl.rewards import privileged_size
+from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, Rollouts, WorkerSetup
+from volar.rl.token_policy import token_policy
+from volar.rl.wire import encode_weights, trained_names
+from volar.robots.errors import VolarError
+from volar.vla.checkpoint_policy import load_parts
+from volar.vla.processor_volar import save_policy
+from volar.vla.training_state import load_progress, load_training_state, publish, save_training_state
+
+if TYPE_CHECKING:
+    from volar.rl.finetune import FinetuneConfig
+
+CLONED, BEST = "cloned", "best"  # folders in the output: where it began, and the best so far
+# Above the seeds of evaluations (32 bits) and of demonstrations (a few times 2^32): no scene is met twice.
+_PRACTICE_SEED, _HELD_OUT_SEED = 2**48, 2**47
+_SEEDS_A_RUN = 2**30
+
+
+class FinetuningRun:
+    """Everything that changes; `updates` and `elapsed_s` say how far it is. The policy it began with, which is also the
+    reference, lies in `output/cloned`. `best_success`: of the held-out evaluations so far."""
+
+    def __init__(self, config: "FinetuneConfig") -> None:
+        torch.manual_seed(config.seed)  # the critic's initial weights
+        self.config = config
+        folder = config.output / CLONED
+        model, self.contract, self.tokenizer = load_parts(folder)
+        tasks = config.task_names
+        exploration = Exploration(config.temperature, config.kernel_bins, config.correlation)
+        self.policy = token_policy(
+            model,
+            self.contract,
+            privileged=privileged_size(tasks),
+            exploration=exploration,
+            trains=config.trains,
+        )
+        update = UpdateConfig(
+            learning_rate=config.learning_rate,
+            target_kl=config.target_kl,
+            reference_weight=config.reference_weight,
+        )
+        self._pointing = Pointing() if config.pointing_weight else None
+        self.learner = Learner(self.policy, update, self._auxiliaries())
+        self.setting = Setting(
+            tasks=tasks,
+            robot=config.robot,
+            randomization=config.randomization,
+            reward=config.reward,
+            gamma=config.gamma,
+            world_seed=config.seed,
+            images=config.trains == "all",
+            pointing=self._pointing is not None,
+        )
+        self.setup = WorkerSetup(folder, self.contract.execute_steps, exploration, config.trains, self.setting)
+        self.updates, self.elapsed_s, self.env_steps = 0, 0.0, 0
+        self.best_success = self.last_success = -1.0
+        self.collapsed = 0  # held-out evaluations far below the best, in a row
+
+    @staticmethod
+    def start(config: "FinetuneConfig") -> "FinetuningRun":
+        """A new run, or the one in `config.output` with `resume`."""
+        training = FinetuningRun(config)
+        last = config.output / "checkpoints" / "last" / "training_state"
+        if config.resume and last.exists():
+            progress = load_progress(last)
+            load_training_state(last, training.policy, training.learner.optimizer)
+            training.updates, training.env_steps = int(progress["updates"]), int(progress["env_steps"])
+            training.elapsed_s, training.best_success = float(progress["elapsed_s"]), float(progress["best_success"])
+        return training
+
+    @property
+    def done(self) -> float:
+        """The share of the run that is over, in [0, 1]."""
+        if self.config.updates is not None:
+            return min(1.0, self.updates / self.config.updates)
+        return min(1.0, self.elapsed_s / (60 * float(self.config.minutes or 1)))
+
+    def rollouts(self, workers: int) -> Rollouts:
+        """Where episodes run. Raises `VolarError` when Ray is wanted and not installed."""
+        if self.config.rollouts == "ray":
+            from volar.rl.ray_rollouts import RayRollouts
+
+            return RayRollouts(self.setup, workers, self.config.ray_address)
+        return InProcessRollouts(self.setup) if workers == 1 else ProcessRollouts(self.setup, workers)
+
+    def jobs(self) -> list[Job]:
+        """The episodes of the next update."""
+        config, tasks = self.config, self.setting.tasks
+        group = config.group if config.algorithm == "grpo" else 1
+        rng = np.random.default_rng([config.seed, self.updates])
+        first = _PRACTICE_SEED + config.seed * _SEEDS_A_RUN + self.updates * config.episodes
+        jobs = []
+        for i in range(config.episodes // group):
+            task = tasks[(i + self.updates) % len(tasks)]
+            jobs += [Job(task, first + i, int(rng.integers(2**62)), group=i) for _ in range(group)]
+        return jobs
+
+    def held_out(self) -> list[Job]:
+        """The same scenes each time, never practised, acted in as the deployed policy would."""
+        count = self.config.evaluation_episodes
+        return [Job(task, _HELD_OUT_SEED + i) for task in self.setting.tasks for i in range(count)]
+
+    def update(self, rollouts: Rollouts, progress: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Runs the episodes of one update and learns from them; returns what is reported of it.
+
+        Raises `VolarError` when no episode could be run.
+        """
+        import time
+
+        started = time.monotonic()
+        rollouts.broadcast(encode_weights(self.policy.vla, trained_names(self.policy.vla)))
+        trajectories = [t for t in rollouts.run(self.jobs(), progress) if t.valid]
+        if not trajectories:
+            raise VolarError(f"no episode of update {self.updates} could be run; try another randomization")
+        collected_s = time.monotonic() - started
+        notes = self._learn(trajectories)
+        steps = int(sum(t.steps.sum() for t in trajectories))
+        self.updates += 1
+        self.env_steps += steps
+        return {
+            "success": float(np.mean([t.success for t in trajectories])),
+            "episodes": float(len(trajectories)),
+            "env_steps_per_s": steps / collected_s,
+            "rollout_s": collected_s,
+            "update_s": time.monotonic() - started - collected_s,
+            **notes,
+        }
+
+    def _learn(self, trajectories: list[Trajectory]) -> dict[str, float]:
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.updates, 1])
+        if self._pointing is not None:
+            self._pointing.look_at(trajectories)
+        if config.algorithm == "grpo":
+            return grpo_update(self.learner, trajectories, rng, config.gamma)
+        warm_up = self.updates < config.critic_updates
+        return ppo_update(self.learner, trajectories, rng, config.gamma, config.gae_lambda, warm_up)
+
+    def evaluate(self, rollouts: Rollouts, progress: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Held-out success of each task and `held_out` of all; keeps the policy when it is the best so far."""
+        rollouts.broadcast(encode_weights(self.policy.vla, trained_names(self.policy.vla)))
+        found = [t for t in rollouts.run(self.held_out(), progress) if t.valid]
+        by_task = {task: [t.success for t in found if t.job.task == task] for task in self.setting.tasks}
+        rates = {f"held_out/{task}": float(np.mean(own)) for task, own in by_task.items() if own}
+        self.last_success = float(np.mean([t.success for t in found])) if found else 0.0
+        if self.last_success > self.best_success:
+            self.best_success = self.last_success
+            temporary = self.config.output / f".{BEST}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            save_policy(temporary, self.policy.vla, self.contract, self.tokenizer)
+            shutil.rmtree(self.config.output / BEST, ignore_errors=True)
+            temporary.rename(self.config.output / BEST)
+        return {"held_out": self.last_success, **rates}
+
+    def save(self) -> None:
+        """Writes a checkpoint, once for each update."""
+        root = self.config.output / "checkpoints"
+        if (root / "last").resolve().name == f"{self.updates:06d}":
+            return
+        temporary = root / ".writing"
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_policy(temporary / "pretrained_model", self.policy.vla, self.contract, self.tokenizer)
+        progress: dict[str, Any] = {key: getattr(self, key) for key in ("updates", "env_steps", "elapsed_s")}
+        progress["best_success"] = self.best_success
+        save_training_state(temporary / "training_state", self.policy, self.learner.optimizer, progress)
+        publish(root, self.updates, temporary, self.config.keep)
+
+    def _auxiliaries(self) -> list[tuple[float, Auxiliary]]:
+        config = self.config
+        found: list[tuple[float, Auxiliary]] = []
+        if config.demonstrations is not None and config.imitation_weight:
+            imitation = Imitation(config.demonstrations, self.contract, self.tokenizer)
+            found.append((config.imitation_weight, imitation))
+        if self._pointing is not None:
+            found.append((config.pointing_weight, self._pointing))
+        return found
+
+
+def save_cloned(config: "FinetuneConfig") -> None:
+    """Copies the policy to `output/cloned`, as it will act here. Raises `ContractError` when it does not fit."""
+    from volar.robots.contract import require
+    from volar.robots.policies import find_policy
+    from volar.robots.spec import load_robot
+
+    folder = find_policy(config.policy)
+    if not (folder / "config.json").is_file():
+        raise VolarError(f"{config.policy} is an exported artifact, which cannot learn; give the policy directory")
+    model, contract, tokenizer = load_parts(folder)
+    require(contract, load_robot(config.robot))
+    steps = config.execute_steps or contract.execute_steps
+    if steps > contract.chunk_length:
+        raise VolarError(f"execute_steps={steps} is above the policy's chunk of {contract.chunk_length}")
+    save_policy(config.output / CLONED, model, replace(contract, execute_steps=steps), tokenizer)

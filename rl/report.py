@@ -1,0 +1,151 @@
+"""report.html of a fine-tuning run: success before and after on the same episodes, and how it went."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from volar.rl.finetune import FinetuneConfig
+from volar.rl.finetuning_run import BEST, CLONED
+from volar.sim.comparison import compare, sentence
+from volar.sim.conditions import under_randomization
+from volar.sim.evaluate import EvaluateConfig, evaluate
+from volar.sim.evaluation_folder import write_whole
+from volar.sim.report_page import bar, card, e, note, page, rate, row, section, spread, table
+
+BEFORE, AFTER = "before", "after"  # folders of evaluations
+SUMMARY = "finetuning.json"
+Results = Mapping[str, Any]
+
+
+def write_finetuning_report(config: FinetuneConfig, workers: int, reason: str) -> dict[str, Any]:
+    """Evaluates the cloned and the best policy under each preset, compares them and writes `report.html`.
+
+    Returns what it says: preset -> `before`, `after` (tallies) and `judged` (see `volar.sim.comparison.judge`).
+    Evaluations that an interrupt left are continued.
+    """
+    presets = presets_of(config)
+    results = [
+        _evaluation(config, folder, policy, presets, workers) for folder, policy in ((BEFORE, CLONED), (AFTER, BEST))
+    ]
+    found: dict[str, Any] = {}
+    for i, preset in enumerate(presets):
+        before, after = (r if i == 0 else r[under_randomization(preset)] for r in results)
+        judged = compare(before, [after])[0]
+        found[preset] = {
+            "before": before["overall"],
+            "after": after["overall"],
+            "tasks": {
+                task: {"before": before["tasks"][task], "after": after["tasks"][task], "judged": judged["tasks"][task]}
+                for task in before["tasks"]
+            },
+            "judged": judged["overall"],
+        }
+        print(f"{preset}: {sentence(judged['overall'], 'before', 'after')}")
+    write_whole(config.output / SUMMARY, json.dumps({"ended": reason, "presets": found}, indent=1) + "\n")
+    path = write_whole(config.output / "report.html", _page(config, found, reason))
+    print(f"report: {path}")
+    return found
+
+
+def presets_of(config: FinetuneConfig) -> tuple[str, ...]:
+    """What is reported: the wanted ones, and the one that was practised."""
+    wanted = [name.strip() for name in config.report_randomizations.split(",") if name.strip()]
+    return tuple(dict.fromkeys([*wanted, config.randomization]))
+
+
+def _evaluation(config: FinetuneConfig, folder: str, policy: str, presets: tuple[str, ...], workers: int) -> Results:
+    output = config.output / folder
+    return evaluate(
+        EvaluateConfig(
+            policy=config.output / policy,
+            suite=config.suite,
+            tasks=config.task_names,
+            episodes=config.report_episodes,
+            seed=config.seed,
+            randomization=",".join(presets),
+            robot=config.robot,
+            wrong_instruction=False,
+            videos=0,
+            workers=workers,
+            output=output,
+            resume=output.exists() and config.resume,
+            overwrite=output.exists() and not config.resume,
+        )
+    )
+
+
+def _page(config: FinetuneConfig, found: Results, reason: str) -> str:
+    title = f"Volar fine-tuning: {', '.join(config.task_names)}"
+    settings = f"{config.algorithm} under {config.randomization} · seed {config.seed} · {reason}"
+    parts = [f"<h1>{e(title)}</h1>", f'<p class="soft">policy <code>{e(config.policy)}</code> · {e(settings)}</p>']
+    for preset, result in found.items():
+        lines = [_line(name, result["tasks"][name]) for name in result["tasks"]]
+        overall = {"before": result["before"], "after": result["after"], "judged": result["judged"]}
+        lines.append(_line("overall", overall).replace("<tr>", "<tr class=all>", 1))
+        heads = ("task", "before", "after", "", "difference", "95 % interval", "p")
+        verdict = card(f"<b>{e(sentence(result['judged'], 'before', 'after'))}</b>")
+        parts.append(section(f"Randomization {preset}", verdict, card(table(heads, lines))))
+    parts.append(section("Over the run", *_curves(config.output / "metrics.jsonl")))
+    parts.append(
+        note(
+            "The same episodes before and after; rates with Wilson 95 % intervals, differences with Newcombe's paired "
+            "ones, exact McNemar test, p corrected for the number of tasks (Holm). The policy after is the best of the "
+            "held-out evaluations, whose scenes are none of these."
+        )
+    )
+    return page(title, parts)
+
+
+def _line(name: str, result: Results) -> str:
+    before, after, judged = result["before"], result["after"], result["judged"]
+    low, high = judged["interval"]
+    return row(
+        e(name),
+        f"{rate(before)} <small>{spread(before)}</small>",
+        f"{rate(after)} <small>{spread(after)}</small>",
+        bar(after, before),
+        f"{100 * judged['difference']:+.1f}",
+        f"{100 * low:+.1f} to {100 * high:+.1f}",
+        f"{judged['p_holm']:.2g}",
+        number=True,
+    )
+
+
+_CURVES = (
+    ("held_out", "success in held-out scenes, as deployed"),
+    ("success", "success while trying out"),
+    ("kl_reference", "divergence of a token from the cloned policy [nats]"),
+    ("kl_step", "divergence of a token in one update [nats]"),
+    ("clip_fraction", "share of tokens that were clipped"),
+    ("explained_variance", "share of the returns' variance that the critic knew"),
+    ("entropy", "entropy of a token [nats]"),
+    ("env_steps_per_s", "environment steps a second"),
+)
+
+
+def _curves(metrics: Path) -> list[str]:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    cards = []
+    for key, text in _CURVES:
+        points = [(line["update"], line[key]) for line in lines if key in line]
+        if len(points) > 1:
+            cards.append(card(f"<p>{e(text)}</p>", curve(points)))
+    return cards
+
+
+def curve(points: list[tuple[float, float]], width: int = 640, height: int = 120) -> str:
+    """A line through (update, value), with the values' range written beside it."""
+    low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points)
+    first, last = points[0][0], points[-1][0]
+    spread_x, spread_y = max(last - first, 1), max(high - low, 1e-9)
+    path = " ".join(
+        f"{40 + (width - 50) * (x - first) / spread_x:.1f},{10 + (height - 30) * (high - y) / spread_y:.1f}"
+        for x, y in points
+    )
+    return (
+        f'<svg width="{width}" height="{height}" role="img"><polyline points="{path}" fill="none" stroke="var(--good)" '
+        f'stroke-width="2"/><text x="0" y="14">{high:.3g}</text><text x="0" y="{height - 18}">{low:.3g}</text>'
+        f'<text x="40" y="{height - 2}">update {first:g}</text>'
+        f'<text x="{width - 10}" y="{height - 2}" text-anchor="end">{last:g}</text></svg>'
+    )

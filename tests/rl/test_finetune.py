@@ -1,0 +1,153 @@
+"""volar-finetune as its user meets it: what it leaves, how it resumes, what it refuses."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from volar.rl.episodes import Setting
+from volar.rl.finetune import FinetuneConfig, finetune
+from volar.rl.finetuning import why_stop
+from volar.rl.finetuning_run import FinetuningRun
+from volar.robots.contract import ContractError, PolicyContract
+from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.policies import load_policy
+from volar.vla.checkpoint_policy import load_parts
+from volar.vla.processor_volar import save_policy
+
+
+def config(policy: Path, output: Path, updates: int = 2, **other: object) -> FinetuneConfig:
+    small = {"tasks": ("reach",), "episodes": 2, "workers": 1, "evaluation_episodes": 1, "evaluate_every": 1}
+    small |= {"report_episodes": 0, "save_every": 1, "critic_updates": 1, "reward": "dense"}
+    return FinetuneConfig(policy=policy, output=output, updates=updates, **(small | other))  # type: ignore[arg-type]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return dict(load_parts(output / "checkpoints" / "last" / "pretrained_model")[0].named_parameters())
+
+
+def moments(output: Path) -> bytes:
+    return (output / "checkpoints" / "last" / "training_state" / "state.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def run(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates without an interruption, with a report."""
+    output: Path = tmp_path_factory.mktemp("run") / "finetuned"
+    finetune(config(policy_folder, output, 3, report_episodes=2, report_randomizations="none"))
+    return output
+
+
+def test_it_leaves_what_volar_train_leaves(run: Path) -> None:
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert names == ["000002", "000003", "last"]
+    assert (run / "checkpoints" / "last" / "training_state" / "progress.json").is_file()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [0, 1, 2, 3]
+    assert {"success", "kl_step", "clip_fraction", "explained_variance", "env_steps_per_s", "held_out"} <= lines[
+        -1
+    ].keys()
+    assert list((run / "tensorboard").iterdir())
+    assert load_policy(run / "best").contract == load_policy(run).contract
+
+
+def test_the_report_says_before_and_after(run: Path) -> None:
+    found = json.loads((run / "finetuning.json").read_text())
+    assert found["presets"]["none"]["before"]["episodes"] == 2
+    page = (run / "report.html").read_text()
+    assert "McNemar" in page
+    assert "success in held-out scenes" in page
+
+
+def test_only_the_head_has_changed(run: Path, policy_folder: Path) -> None:
+    before, after = dict(load_parts(policy_folder)[0].named_parameters()), weights(run)
+    changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"action_head"}
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run: Path, policy_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "finetuned"
+    finetune(config(policy_folder, output, 1))
+    finetune(config(policy_folder, output, 3, resume=True))
+    assert all(torch.equal(a, weights(run)[name]) for name, a in weights(output).items())
+    assert moments(output) == moments(run)
+
+
+def test_everything_can_learn(policy_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "all"
+    finetune(config(policy_folder, output, 1, trains="all", pointing_weight=0.1, algorithm="grpo", group=2))
+    before, after = dict(load_parts(policy_folder)[0].named_parameters()), weights(output)
+    assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith("backbone"))
+
+
+def test_a_policy_that_does_not_fit_is_refused_with_the_fields(policy_folder: Path, tmp_path: Path) -> None:
+    model, contract, tokenizer = load_parts(policy_folder)
+    other: PolicyContract = replace(contract, robot="ur5e", state_units=("inch", *contract.state_units[1:]))
+    save_policy(tmp_path / "misfit", model, other, tokenizer)
+    with pytest.raises(ContractError, match=r"robot: policy wants ur5e, found fr3.*state_units: .*inch"):
+        finetune(config(tmp_path / "misfit", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_are_not_overwritten_by_accident(run: Path, policy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(VolarError, match="resume=true continues it"):
+        finetune(config(policy_folder, run))
+    with pytest.raises(VolarError, match="seed: was 0, is 5"):
+        finetune(config(policy_folder, run, seed=5, resume=True))
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_granny.txt").write_text("dear granny")
+    with pytest.raises(VolarError, match="something else"):
+        finetune(config(policy_folder, tmp_path / "letters", overwrite=True))
+    own = tmp_path / "own"  # a run whose own best policy is to be replaced by what starts from it
+    shutil.copytree(run, own)
+    with pytest.raises(VolarError, match="give another output"):
+        finetune(config(own / "best", own, overwrite=True))
+    assert (tmp_path / "letters" / "to_granny.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"gamma": 0.0}, "gamma"),
+        ({"algorithm": "grpo", "group": 1}, "group=1"),
+        ({"pointing_weight": 0.1}, "trains=all"),
+        ({"minutes": 3.0}, "one of the two"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"ray_address": "auto"}, "rollouts=ray"),
+        ({"reward": "spares"}, "sparse"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object], says: str, policy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        config(policy_folder, tmp_path / "out", **wrong)
+
+
+def test_a_task_that_does_not_exist_is_named(policy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unknown, match="lift"):
+        finetune(config(policy_folder, tmp_path / "out", tasks=("lfit",)))
+
+
+def test_it_stops_when_it_collapses(run: Path, policy_folder: Path) -> None:
+    settings = config(policy_folder, run, max_kl=1.0)
+    training = FinetuningRun(settings)
+    assert why_stop(settings, training, {"kl_reference": 0.5}) == ""
+    assert "max_kl" in why_stop(settings, training, {"kl_reference": 1.5})
+    training.best_success, training.last_success = 0.9, 0.5
+    assert why_stop(settings, training, {"held_out": 0.5}) == ""
+    assert "fell from 90% to 50%" in why_stop(settings, training, {"held_out": 0.5})
+    training.last_success = 0.8
+    assert why_stop(settings, training, {"held_out": 0.8}) == ""
+
+
+def test_scenes_are_never_met_twice(run: Path, policy_folder: Path) -> None:
+    training = FinetuningRun(config(policy_folder, run))
+    first = {job.seed for job in training.jobs()}
+    training.updates = 1
+    second = {job.seed for job in training.jobs()}
+    held_out = {job.seed for job in training.held_out()}
+    assert len(first | second | held_out) == 2 + 2 + 1
+    assert min(first | second | held_out) > 2**40  # above those of evaluations and demonstrations
+    assert isinstance(training.setting, Setting)
