@@ -61,11 +61,12 @@ class MarginMeter:
 
 
 def limit_use(spec: RobotSpec, command: JointCommand, before: JointCommand | None, period_s: float) -> dict[str, float]:
-    """Share of each limit that the joint nearest to it uses in a command, 1 at the limit; `before`: the one before."""
+    """Share of each limit that the joint nearest to it uses in a command, 1 at the limit; `before`: the last
+    one, None where the arm rested."""
     low, high = np.array(spec.position_min), np.array(spec.position_max)
     lower, upper = spec.velocity_bounds(command.q)
     bound = np.where(command.dq >= 0, np.maximum(upper, 1e-9), np.minimum(lower, -1e-9))
-    jerk = np.zeros(spec.joints) if before is None else (command.ddq - before.ddq) / period_s
+    jerk = (command.ddq - (0.0 if before is None else before.ddq)) / period_s
     return {
         "position": float((np.abs(2 * command.q - low - high) / (high - low)).max()),
         "velocity": float((command.dq / bound).max()),

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-import numpy as np
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.parameter import Parameter
@@ -95,8 +94,7 @@ class _Watch:
         self._thread, self._reports = thread, reports
         self._run = RobotRun(thread.source.contract.sha256)
         spec = thread.body.spec
-        rest = np.zeros(spec.joints)
-        self._before = JointCommand(rest, rest, rest, 0.0)
+        self._before: JointCommand | None = None
         self._spec, self._said, self._waited = spec, "", ""
         self._failure: str | None = None
 

@@ -52,7 +52,7 @@ class Graph:
         self.level = b"\0"
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         hear = self.node.create_subscription
-        hear(JointTrajectory, "/joint_trajectory_controller/joint_trajectory", self.commands.append, 100)
+        hear(JointTrajectory, "/joint_trajectory_controller/joint_trajectory", self.commands.append, 5000)
         hear(String, f"/{CONTROLLER}/state", self._on_state, latched)
         hear(String, f"/{ROBOT}/state", self._on_robot_state, latched)
         hear(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
