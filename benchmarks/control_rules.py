@@ -137,22 +137,30 @@ class Client:
 
 
 def lerobot(client: Client, now_ns: int) -> Array | None:
-    """Time steps of 0.1 s; what is late is left out, what overlaps is averaged, what is new is appended."""
-    queue: dict[int, Array] = client.memory.setdefault("queue", {})
-    step = now_ns // STEP_NS
-    for old in [key for key in queue if key < step]:
-        del queue[old]
+    """Once a step of 0.1 s: the next action, if there is one, then the question, if half a chunk or less is left.
+
+    Steps count actions that were executed, not time: with an empty queue the count stands still, and what comes late
+    is executed late. A chunk replaces the queue; where both have a step, the two are averaged. Its first action has
+    the step that was executed last when it was asked for, so that it never is.
+    """
+    memory = client.memory
+    queue, latest = memory.setdefault("queue", {}), memory.setdefault("latest", -1)
     chunk = client.source.poll(now_ns)
     if chunk is not None:
-        first = chunk.stamp_ns // STEP_NS
-        for i, action in enumerate(chunk.actions.astype(np.float64)):
-            key = first + i
-            if key >= step:
-                queue[key] = 0.3 * queue[key] + 0.7 * action if key in queue else action
-        client.memory["arrived"] = True
-    if len(queue) <= HORIZON // 2:
-        client.ask(now_ns)
-    return queue.get(step)
+        steps = zip(range(memory["asked"], memory["asked"] + HORIZON), chunk.actions.astype(np.float64), strict=True)
+        new = {step: action for step, action in steps if step > latest}
+        queue = {step: 0.3 * queue[step] + 0.7 * action if step in queue else action for step, action in new.items()}
+        memory |= {"queue": queue, "arrived": True}
+    if now_ns % STEP_NS == 0:
+        memory["action"] = None
+        if queue:
+            memory["latest"] = min(queue)
+            memory["action"] = queue.pop(memory["latest"])
+        if len(queue) <= HORIZON // 2 and not client.source.pending:
+            memory["asked"] = max(memory["latest"], 0)
+            client.ask(now_ns)
+    action: Array | None = memory["action"]
+    return action
 
 
 def trajectory(client: Client, now_ns: int) -> Array | None:
