@@ -14,6 +14,7 @@ from volar.rl.finetune import FinetuneConfig
 from volar.rl.finetuning_run import BEST, FinetuningRun, save_cloned
 from volar.rl.rollouts import Rollouts
 from volar.robots.errors import VolarError
+from volar.vla.run_folder import check_output
 
 RECORD = "finetune.json"  # the settings of the run in a folder
 COLLAPSE = 0.25  # of held-out success below the best, twice in a row
@@ -28,7 +29,11 @@ def finetune(config: FinetuneConfig) -> None:
     from volar.sim.randomizer import require_possible
 
     require_possible((config.randomization,), config.task_names, config.robot)
-    check_output(config)
+    check_output(
+        config.output, RECORD, "fine-tuning run", settings(config), resume=config.resume, overwrite=config.overwrite
+    )
+    if not config.resume:
+        _require_apart(config)
     prepare_output(config)
     training = FinetuningRun.start(config)
     workers = config.workers or len(os.sched_getaffinity(0))
@@ -125,26 +130,6 @@ def why_stop(config: FinetuneConfig, training: FinetuningRun, metrics: dict[str,
         if training.collapsed >= 2:
             return f"stopped: held-out success fell from {training.best_success:.0%} to {training.last_success:.0%}"
     return ""
-
-
-def check_output(config: FinetuneConfig) -> None:
-    """Refuses an output that holds something else, or another run than the one to resume. Raises `VolarError`."""
-    record = config.output / RECORD
-    if not config.resume:
-        if config.output.exists() and any(config.output.iterdir()):
-            if not record.is_file():  # nor with overwrite=true: a wrong path must not cost a folder
-                raise VolarError(f"output {config.output} holds something else than a fine-tuning run; give another")
-            if not config.overwrite:
-                have = f"output {config.output} holds a fine-tuning run"
-                raise VolarError(f"{have}; resume=true continues it, overwrite=true replaces it")
-        _require_apart(config)
-        return
-    if not record.is_file():
-        raise VolarError(f"{config.output} holds no fine-tuning run; leave resume=true away to start one")
-    before, wanted = json.loads(record.read_text()), settings(config)
-    changed = [f"{key}: was {before.get(key)}, is {value}" for key, value in wanted.items() if before.get(key) != value]
-    if changed:
-        raise VolarError(f"{config.output} was made with other settings ({'; '.join(changed)})")
 
 
 def _require_apart(config: FinetuneConfig) -> None:

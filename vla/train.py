@@ -18,6 +18,7 @@ from volar.datasets.augmentation import Augmentation
 from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
+from volar.vla.run_folder import check_output
 
 if TYPE_CHECKING:
     from volar.vla.training_run import TrainingRun
@@ -102,7 +103,9 @@ class TrainConfig:
 
 def train(config: TrainConfig) -> None:
     """Runs a stage to its end, from the start or from the last checkpoint; leaves `checkpoints/last`."""
-    check_output(config)
+    check_output(
+        config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
+    )
     # Read when torch starts: threads that wait sleep, instead of spinning on cores that other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -160,25 +163,6 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
     """Linear warm-up, then a cosine to 2 % of the peak at `done` = 1."""
     warm = min(1.0, (step + 1) / config.warmup_steps)
     return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def check_output(config: TrainConfig) -> None:
-    """Refuses an output that holds something else, or another run than the one to resume. Raises `VolarError`."""
-    record = config.output / RECORD
-    if not config.resume:
-        if config.output.exists() and any(config.output.iterdir()):
-            if not record.is_file():  # nor with overwrite=true: a wrong path must not cost a folder
-                raise VolarError(f"output {config.output} holds something else than a training run; give another")
-            if not config.overwrite:
-                have = f"output {config.output} holds a training run"
-                raise VolarError(f"{have}; resume=true continues it, overwrite=true replaces it")
-        return
-    if not record.is_file():
-        raise VolarError(f"{config.output} holds no training run to resume; leave resume=true away to start one")
-    before, wanted = json.loads(record.read_text()), settings(config)
-    changed = [f"{key}: was {before.get(key)}, is {value}" for key, value in wanted.items() if before.get(key) != value]
-    if changed:
-        raise VolarError(f"{config.output} was trained with other settings ({'; '.join(changed)})")
 
 
 def settings(config: TrainConfig) -> dict[str, str]:

@@ -1,0 +1,33 @@
+"""The folder of a long run: whose it is, and whether a run may begin in it or go on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from volar.robots.errors import VolarError
+
+
+def check_output(
+    output: Path, record: str, kind: str, settings: Mapping[str, str], *, resume: bool, overwrite: bool
+) -> None:
+    """Refuses an output that holds something else, or another run than the one to resume. Raises `VolarError`.
+
+    `record`: name of the file with the `settings` of the run in the folder; `kind`: what such a run is called.
+    """
+    path = output / record
+    if not resume:
+        if output.exists() and any(output.iterdir()):
+            if not path.is_file():  # nor with overwrite=true: a wrong path must not cost a folder
+                raise VolarError(f"output {output} holds something else than a {kind}; give another")
+            if not overwrite:
+                have = f"output {output} holds a {kind}"
+                raise VolarError(f"{have}; resume=true continues it, overwrite=true replaces it")
+        return
+    if not path.is_file():
+        raise VolarError(f"{output} holds no {kind} to resume; leave resume=true away to start one")
+    before = json.loads(path.read_text())
+    changed = [
+        f"{key}: was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
+    ]
+    if changed:
+        raise VolarError(f"{output} was trained with other settings ({'; '.join(changed)})")
