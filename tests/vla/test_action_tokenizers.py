@@ -12,15 +12,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from volar.robots.errors import UsageError, VolarError
-from volar.vla.action_tokenizers import (
-    FILE,
-    TOKENIZERS,
-    ActionTokenizer,
-    action_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-)
-from volar.vla.action_tokenizers.action_tokenizer import DecodeError
+from volar.vla.action_tokenizers import FILE, TOKENIZERS, action_tokenizer, load_tokenizer, save_tokenizer
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, DecodeError
 from volar.vla.action_tokenizers.fast import SCALE, Fast, dct, train_fast
 
 SHAPE = (8, 7)
