@@ -1,12 +1,31 @@
-"""Two small rules of OpenVLA's input: the empty token before the action, and the crop of the image."""
+"""OpenVLA's size, and two small rules of its input: the empty token before the action, and the crop of the image."""
 
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 from torch.nn import functional as F
+from transformers import LlamaConfig
 
-from volar.vla.openvla.model import EMPTY, with_empty_token
+from volar.vla.openvla.model import EMPTY, OpenVLAModel, with_empty_token
 from volar.vla.openvla.policy import center_crop
+from volar.vla.openvla.vision_tower import TowerShape
+
+PUBLISHED_PARAMETERS, PUBLISHED_TENSORS = 7_541_237_184, 982  # of openvla/openvla-7b
+
+
+def test_the_full_network_has_every_parameter_of_the_published_one() -> None:
+    """Nothing is read: only its shape is built, and what is left out is added up."""
+    dino = TowerShape(1024, 24, 16, 4096, 14, 16, class_token=True, registers=4, layer_scale=True)
+    siglip = TowerShape(1152, 27, 16, 4304, 14, 16, class_token=False, registers=0, layer_scale=False)
+    with init_empty_weights():
+        model = OpenVLAModel((dino, siglip), LlamaConfig(vocab_size=32064, pad_token_id=32000))
+    left_out = [value for tower in model.vision_backbone.values() for value in tower.blocks[-1].parameters()]
+    w, h = siglip.width, siglip.hidden
+    pooling = [w, w * w, w, 2 * w * w, 2 * w, w * w, w, w, w, h * w, h, w * h, w]  # latent, q, kv, proj, norm, fc1, fc2
+    norms = [1024, 1024, w, w]
+    sizes = [value.numel() for value in (*model.parameters(), *left_out)] + pooling + norms
+    assert (sum(sizes), len(sizes)) == (PUBLISHED_PARAMETERS, PUBLISHED_TENSORS)
 
 
 def test_the_empty_token_is_there_once() -> None:
