@@ -243,6 +243,7 @@ def test_tokens_that_are_no_action_break_an_episode(undecided: Path) -> None:
     assert NO_ACTION in record.reason
 
 
+@pytest.mark.real_time
 def test_tokens_that_are_no_action_leave_the_arm_without_a_chunk(undecided: Path) -> None:
     """The process says why, gives nothing, and goes on: the next observation may be clearer."""
     with PolicyProcess(undecided) as process:
