@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from volar.datasets.episode import POINTS_SHAPE
-from volar.datasets.frame_cache import FrameCache
+from volar.datasets.frame_cache import FrameCache, camera_masks
 from volar.datasets.lerobot_format import DatasetInfo, load_info, vectors
 from volar.datasets.lerobot_layout import POINTS, POINTS_VALID, DatasetError, decode_image
 
@@ -66,6 +66,7 @@ def encoded_frames(root: Path, progress: Callable[[int, int], None] | None = Non
         episode_end=np.repeat([e["dataset_to_index"] for e in info.episodes], [e["length"] for e in info.episodes]),
         instruction_id=table.column("task_index").to_numpy().astype(np.int32),
         instructions=info.tasks,
+        camera_mask=camera_masks(info),
     )
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
 from volar.datasets.episode import POINTS_SHAPE
-from volar.datasets.lerobot_format import DatasetInfo, load_info, read_file
+from volar.datasets.lerobot_format import DatasetInfo, load_info, missing_cameras, read_file
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
 from volar.robots.contract import PolicyContract
 
-FORMAT = 1  # counts up when the layout below changes
+FORMAT = 2  # counts up when the layout below changes
 FOLDER = ".volar_cache"
 SMALL = ("state", "action", "points", "episode_end", "instruction_id")  # held in memory, not mapped
 
@@ -36,7 +36,9 @@ class FrameCache:
 
     `points`: float32 (N, 2, 5) as `Episode.points`, NaN where there is none. `episode_end`: int64 (N,), the
     index one past the last frame of the frame's episode. `instruction_id`: int32 (N,) into `instructions`.
-    Arrays of a built cache are read-only. Raises `ValueError` on shapes that do not fit together.
+    `camera_mask`: camera -> bool (N,), False in episodes that lack it, where its images are black; a camera that is not
+    named is there in all frames. Arrays of a built cache are read-only.
+    Raises `ValueError` on shapes that do not fit together.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -46,9 +48,11 @@ class FrameCache:
     episode_end: NDArray[np.int64]
     instruction_id: NDArray[np.int32]
     instructions: tuple[str, ...]
+    camera_mask: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         arrays = {name: getattr(self, name) for name in ("state", "points", "episode_end", "instruction_id")}
+        arrays |= {f"camera_mask of {name}": mask for name, mask in self.camera_mask.items()}
         for name, array in (arrays | dict(self.images)).items():
             if len(array) != len(self):
                 raise ValueError(f"{name} has {len(array)} frames, action {len(self)}")
@@ -93,11 +97,13 @@ class FrameCache:
 
     def complete(self, folder: Path) -> None:
         """Writes all but the images, which are there; last what makes the folder one for `open`. Raises `DiskFull`."""
-        for name in SMALL:
+        small = {f"{name}.npy": getattr(self, name) for name in SMALL}
+        for name, array in (small | {_mask_file(name): mask for name, mask in self.camera_mask.items()}).items():
             buffer = io.BytesIO()
-            np.save(buffer, getattr(self, name))
-            write_durably(folder / f"{name}.npy", buffer.getvalue())
+            np.save(buffer, array)
+            write_durably(folder / name, buffer.getvalue())
         about = {"cameras": list(self.images), "instructions": list(self.instructions)}
+        about |= {"masked": list(self.camera_mask)} if self.camera_mask else {}
         write_durably(folder / FRAMES, json.dumps(about).encode())
 
     @staticmethod
@@ -126,10 +132,15 @@ class FrameCache:
             raise DatasetError(f"{folder} is no complete frame cache; FrameCache.build makes one")
         about = json.loads((folder / FRAMES).read_text())
         small = {name: np.load(folder / f"{name}.npy") for name in SMALL}
-        for array in small.values():
+        masks = {name: np.load(folder / _mask_file(name)) for name in about.get("masked", ())}
+        for array in (*small.values(), *masks.values()):
             array.flags.writeable = False
         images = {name: np.load(folder / "images" / f"{name}.npy", mmap_mode="r") for name in about["cameras"]}
-        return FrameCache(images=images, instructions=tuple(about["instructions"]), **small)
+        return FrameCache(images=images, instructions=tuple(about["instructions"]), camera_mask=masks, **small)
+
+
+def _mask_file(camera: str) -> str:
+    return f"camera_mask.{camera}.npy"
 
 
 def _key(info: DatasetInfo) -> str:
@@ -190,7 +201,16 @@ def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
         episode_end=np.repeat(ends, [e["length"] for e in info.episodes]),
         instruction_id=np.zeros(n, np.int32),
         instructions=info.tasks,
+        camera_mask=camera_masks(info),
     )
+
+
+def camera_masks(info: DatasetInfo) -> dict[str, NDArray[np.bool_]]:
+    """Camera -> bool (N,), of the cameras that some episode lacks: see `FrameCache.camera_mask`."""
+    lengths = [int(row["length"]) for row in info.episodes]
+    lacking = [missing_cameras(row) for row in info.episodes]
+    names = [name for name in info.cameras if any(name in missing for missing in lacking)]
+    return {name: np.repeat([name not in missing for missing in lacking], lengths) for name in names}
 
 
 def reserved_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

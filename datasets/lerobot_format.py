@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from volar.datasets.episode import POINTS_SHAPE, Episode
+from volar.datasets.episode import MISSING_CAMERAS, POINTS_SHAPE, Episode
 from volar.datasets.lerobot_layout import (
     CODEBASE_VERSION,
     CONTRACT,
@@ -175,6 +175,11 @@ def episode_rows(path: Path) -> list[dict[str, Any]]:
     # Through the file, not the dataset API, which would read `chunk-000` as a partition.
     rows: list[dict[str, Any]] = pq.ParquetFile(path).read(names).to_pylist()
     return rows
+
+
+def missing_cameras(row: dict[str, Any]) -> tuple[str, ...]:
+    """Cameras that the episode of a row of `meta/episodes` lacks, see `Episode.missing_cameras`."""
+    return tuple(json.loads(row.get("volar/info") or "{}").get(MISSING_CAMERAS, ()))
 
 
 def _episode(info: DatasetInfo, table: pa.Table, row: dict[str, Any]) -> Episode:

@@ -282,7 +282,8 @@ def test_the_real_sample_to_a_trained_step(bridge_sample: Path, tmp_path: Path) 
     """The three commands of the README."""
     source = list(RldsDataset.open(bridge_sample).episodes())
     words = ["volar-convert", "source=rlds", f"path={bridge_sample}", "dataset=bridge", f"output={tmp_path / 'bridge'}"]
-    trained = [f"dataset={tmp_path / 'bridge'}", "steps=2", "width=32", "layers=1", f"output={tmp_path / 'policy'}"]
+    trained = [f"dataset={tmp_path / 'bridge'}", "mix.missing_cameras=pad", f"output={tmp_path / 'policy'}"]
+    trained += ["steps=2", "width=32", "layers=1"]
     for module, arguments in (
         ("datasets.convert", words[1:]),
         ("datasets.convert", ["inspect", f"path={tmp_path / 'bridge'}"]),
