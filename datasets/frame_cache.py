@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
 from volar.datasets.episode import POINTS_SHAPE
-from volar.datasets.lerobot_format import DatasetInfo, load_info, missing_cameras, read_file
+from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
 from volar.robots.contract import PolicyContract
 
@@ -167,8 +167,8 @@ def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None
             # Threads suffice: OpenCV decodes outside the interpreter lock.
             with ThreadPoolExecutor(workers) as pool:
                 done = 0
-                for frames in pool.map(lambda item: _decode_file(info, cache, *item), info.by_file()):
-                    done += frames
+                for count in pool.map(lambda item: _decode_file(info, cache, *item), info.by_file()):
+                    done += count
                     if progress is not None:
                         progress(done, info.frames)
             for array in cache.images.values():
@@ -230,13 +230,15 @@ def reserved_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _decode_file(info: DatasetInfo, cache: FrameCache, path: Path, rows: list[dict[str, Any]]) -> int:
     """Decodes one data file into its place; returns its frames."""
-    frames = 0
+    done = 0
     number = {text: i for i, text in enumerate(info.tasks)}
-    for row, episode in zip(rows, read_file(info, path, rows), strict=True):
+    for row, table in read_tables(path, rows):
+        episode = episode_of(info, table, row, {})
         place = slice(row["dataset_from_index"], row["dataset_to_index"])
         cache.state[place], cache.action[place], cache.points[place] = episode.state, episode.actions, episode.points
         cache.instruction_id[place] = number[episode.instruction]
-        for name, images in episode.images.items():
-            cache.images[name][place] = images
-        frames += len(episode)
-    return frames
+        for name, array in cache.images.items():
+            for k, image in enumerate(frames(info, table, row, name), place.start):
+                array[k] = image
+        done += len(episode)
+    return done

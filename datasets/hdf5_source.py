@@ -10,7 +10,8 @@ Sources: robomimic's documentation, "Dataset structure"; Lifelong-Robot-Learning
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.episode_source import Numbers, SourceEpisode
-from volar.datasets.lerobot_layout import DatasetError
+from volar.datasets.lerobot_layout import ROWS, DatasetError
 from volar.datasets.oxe_entry import FRANKA, Named, axis_angle, delta, inverted, position, quaternion, stacked
 from volar.datasets.rlds import Losses, OnError
 from volar.robots.contract import CameraSpec, PolicyContract
@@ -157,14 +158,21 @@ class Hdf5Source:
         facts = {"file": path.name, "demo": demo}
         return Numbers(state, moves, text.strip().strip('"'), facts=facts, task=task)
 
-    def _images(self, path: Path, demo: str) -> dict[str, NDArray[np.uint8]]:
-        found = {}
-        for role, (key, _, _) in self.chosen.items():
-            images = _read(path, demo, f"obs/{key}")
-            if images.dtype != np.uint8 or images.ndim != 4:
-                raise DatasetError(f"{path}: {demo}/obs/{key} is {images.dtype} {images.shape}, not images")
-            found[role] = np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images
-        return found
+    def _images(self, path: Path, demo: str) -> dict[str, Iterable[NDArray[np.uint8]]]:
+        with _opened(path) as file:
+            there = set(file[f"data/{demo}/obs"])
+        keys = {role: key for role, (key, _, _) in self.chosen.items() if key in there}
+        return {role: self._frames(path, demo, f"obs/{key}") for role, key in keys.items()}
+
+    def _frames(self, path: Path, demo: str, key: str) -> Iterator[NDArray[np.uint8]]:
+        with _opened(path) as file:
+            stored = file[f"data/{demo}/{key}"]
+            if stored.dtype != np.uint8 or stored.ndim != 4:
+                raise DatasetError(f"{path}: {demo}/{key} is {stored.dtype} {stored.shape}, not images")
+            for start in range(0, len(stored), ROWS):
+                with _reading(path, f"{demo}/{key}"):
+                    images = stored[start : start + ROWS]
+                yield from (np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images)
 
 
 def _opened(path: Path) -> Any:
@@ -189,11 +197,17 @@ def _read(path: Path, demo: str, key: str) -> NDArray[Any]:
         group = file[f"data/{demo}"]
         if key not in group:
             raise DatasetError(f"{path}: {demo} lacks {key} (it has {', '.join(sorted(group))})")
-        try:
+        with _reading(path, f"{demo}/{key}"):
             array: NDArray[Any] = group[key][()]
-        except OSError as error:
-            raise DatasetError(f"{path}: {demo}/{key} cannot be read: {error}") from error
         return array
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(f"{path}: {what} cannot be read: {error}") from error
 
 
 def _attributes(file: Any, *names: str) -> dict[str, Any]:

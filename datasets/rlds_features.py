@@ -7,6 +7,7 @@ and core/example_serializer.py.
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def decode(feature: Feature, example: Example, steps: int) -> Any:
     if feature.depth > len(lead):  # a plain sequence inside: its length follows from the numbers
         lead = (*lead, -1)
     return _shaped(feature, values, (*lead, *feature.shape))
+
+
+def decode_each(feature: Feature, example: Example, steps: int) -> Iterator[NDArray[Any]]:
+    """The images of a feature of the steps, one after the other. Raises `DatasetError`."""
+    values = example.values(feature.path)
+    if len(values) != steps or feature.kind != "image":
+        raise DatasetError(f"{feature.path} has {len(values)} values of {feature.kind} for images of {steps} steps")
+    for data in values:
+        yield _decode_bytes(feature, data)
 
 
 def _shaped(feature: Feature, values: Values, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """RLDS folders as a source of episodes, standardized by their entry in `oxe.py`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.episode_source import Numbers, SourceEpisode, absent
+from volar.datasets.episode_source import Numbers, SourceEpisode
 from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.oxe import load_oxe
 from volar.datasets.oxe_entry import OBSERVATION, OxeDataset
@@ -75,11 +76,17 @@ class RldsSource:
         """(width, height)."""
         shape = self.dataset.features[key].shape
         if len(shape) < 2 or -1 in shape[:2]:
-            first = next(self.dataset.episodes(self.split, on_error="skip"), None)
+            first = next(self._first_images(key), None)
             if first is None:
-                raise DatasetError(f"{self.dataset.root}: split {self.split} has no episode that can be read")
-            shape = np.asarray(first[key][0]).shape
+                raise DatasetError(f"{self.dataset.root}: split {self.split} has no episode whose {key} can be read")
+            shape = first.shape
         return shape[1], shape[0]
+
+    def _first_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        """The first image of each episode that has one which can be read."""
+        for episode in self.dataset.episodes(self.split, on_error="skip"):
+            with suppress(DatasetError):
+                yield next(episode.images(key))
 
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         for e in self.dataset.episodes(self.split, on_error=on_error, losses=losses, start=start):
@@ -100,15 +107,8 @@ class RldsSource:
         success = bool(told) if told is not None else reward is None or not np.any(reward) or reward[-1] > 0
         return Numbers(state, actions, text.strip(), success, _facts(episode))
 
-    def _images(self, episode: RldsEpisode) -> dict[str, NDArray[np.uint8]]:
-        found = {}
-        for role, key in self.chosen.items():
-            images = episode.find(key)
-            if isinstance(images, list):
-                raise episode.corrupt(f"the images of {key} differ in size")
-            if images is not None and not absent(images):
-                found[role] = images
-        return found
+    def _images(self, episode: RldsEpisode) -> dict[str, Iterable[NDArray[np.uint8]]]:
+        return {role: episode.images(key) for role, key in self.chosen.items() if key in episode}
 
 
 def _text(value: Any) -> str:

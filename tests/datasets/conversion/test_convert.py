@@ -123,15 +123,15 @@ def test_video_of_an_odd_size_is_refused(config: ConvertConfig, tmp_path: Path, 
 # the middle of finalize.
 KILLED = """
 import os, signal, sys
-import volar.datasets.episode_writer as writer
 from volar.datasets.convert import main
-written, whole = [0], writer.write_durably
-def write_durably(path, data):
+from volar.datasets.durable_file import DurableFile
+written, whole = [0], DurableFile.commit
+def commit(self):
     if written[0] == {count}:
         os.kill(os.getpid(), signal.SIGKILL)
     written[0] += 1
-    whole(path, data)
-writer.write_durably = write_durably
+    whole(self)
+DurableFile.commit = commit
 sys.argv[1:] = {words!r}
 main()
 """
