@@ -91,11 +91,11 @@ def _shape(node: dict[str, Any]) -> tuple[int, ...]:
 
 def count(feature: Feature, example: Example) -> int | None:
     """How many values of a feature an example holds; None where its size varies, so that it cannot say."""
-    values = example.values(feature.path) if feature.path in example else None
-    if values is None:
+    if feature.path not in example:
         return None
     if feature.one_bytes:
-        return len(values)
+        return len(example.strings(feature.path)) or len(example.values(feature.path))
+    values = example.values(feature.path)
     size = int(np.prod(feature.shape, dtype=np.int64)) if -1 not in feature.shape else 0
     if feature.depth > 1 or size == 0 or len(values) % size:
         return None
@@ -130,7 +130,7 @@ def decode(feature: Feature, example: Example, steps: int) -> Any:
 
 def decode_each(feature: Feature, example: Example, steps: int) -> Iterator[NDArray[Any]]:
     """The images of a feature of the steps, one after the other. Raises `DatasetError`."""
-    values = example.values(feature.path)
+    values = example.strings(feature.path)
     if len(values) != steps or feature.kind != "image":
         raise DatasetError(f"{feature.path} has {len(values)} values of {feature.kind} for images of {steps} steps")
     for data in values:
