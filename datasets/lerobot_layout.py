@@ -164,7 +164,9 @@ def encode_frames(
             columns[IMAGE_PREFIX + name] = pa.array(encoded, IMAGE_TYPE)
         here = slice(rows.start, rows.stop)
         for name, x in vectors.items():
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(x[here].ravel()), x.shape[1])
+            flat = pa.array(x[here].ravel())
+            # LeRobot keeps a vector of one number as a number.
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, x.shape[1]) if x.shape[1] > 1 else flat
         columns |= {name: pa.array(x[here]) for name, x in scalars.items()}
         batch = pa.record_batch(columns)
         writer = writer or pa.ipc.new_stream(pa.PythonFile(file, "w"), batch.schema)

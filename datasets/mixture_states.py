@@ -41,9 +41,12 @@ class StateLayout:
         return StateLayout(named, places)
 
     def contract(self, contract: PolicyContract, statistics: FieldStatistics | None) -> PolicyContract:
-        """The contract with the common vector, and those statistics of it (or none). A name of two units gets both."""
+        """The contract with the common vector, and those statistics of it (or none).
+
+        Where a name comes again in another unit, that unit is part of it.
+        """
         names = [name for name, _ in self.named]
-        told = tuple(name if names.count(name) == 1 else f"{name} [{unit}]" for name, unit in self.named)
+        told = tuple(name if name not in names[:i] else f"{name} [{unit}]" for i, (name, unit) in enumerate(self.named))
         kept = {key: value for key, value in contract.statistics.items() if key != STATE}
         kept |= {STATE: statistics} if statistics is not None else {}
         units = tuple(unit for _, unit in self.named)

@@ -117,7 +117,7 @@ def test_states_are_joined_by_name_and_what_is_not_there_is_masked(contract: Pol
         sources_of(weights, caches, contracts, MixtureRules())
     rules = MixtureRules(states="pad", statistics=statistics)  # type: ignore[arg-type]
     mixture = Mixture(sources_of(weights, caches, contracts, rules), batch_size=96, seed=0)
-    names = ("x", "y", "gripper [1]", "gripper [m]", "q1", "none")
+    names = ("x", "y", "gripper", "gripper [m]", "q1", "none")
     assert mixture.contract.state_names == names
     assert mixture.contract.state_units == ("m", "m", "1", "m", "rad", "1")
     assert mixture.contract == PolicyContract.from_json(mixture.contract.to_json())
