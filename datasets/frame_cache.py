@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
+from volar.datasets.durable_file import DiskFull, OutputExists, disk_errors, write_durably
 from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
@@ -27,6 +27,7 @@ from volar.robots.contract import PolicyContract
 
 FORMAT = 2  # counts up when the layout below changes
 FOLDER = ".volar_cache"
+DISK_RESERVE = 2**30  # bytes that a cache leaves free: a disk filled to its end stops everything else
 SMALL = ("state", "action", "points", "episode_end", "instruction_id")  # held in memory, not mapped
 
 
@@ -112,16 +113,19 @@ class FrameCache:
         cache_dir: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
         workers: int | None = None,
+        disk_reserve: int = DISK_RESERVE,
     ) -> "FrameCache":
         """The cache of a dataset; decodes it if there is none yet.
 
         `cache_dir`: holds it instead of the dataset's folder. `progress(done, total)`: frames, called from
         this thread. `workers`: decoding threads, by default one for each CPU this process may use.
-        Raises `DatasetError` on a dataset that cannot be read.
+        `disk_reserve`: bytes to leave free. Raises `DatasetError` on a dataset that cannot be read, `DiskFull` before
+        anything is decoded.
         """
         info = load_info(root)
         folder = (cache_dir or root / FOLDER) / _key(info)
         if not (folder / FRAMES).is_file():
+            _require_room(info, folder, disk_reserve)
             _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
         return FrameCache.open(folder)
 
@@ -155,6 +159,17 @@ def _key(info: DatasetInfo) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
+
+
+def _require_room(info: DatasetInfo, folder: Path, reserve: int) -> None:
+    there = next(path for path in folder.parents if path.exists())
+    needed = info.frames * sum(3 * height * width for height, width in info.cameras.values())
+    free = shutil.disk_usage(there).free
+    if needed + reserve > free:
+        raise DiskFull(
+            f"decoded, {info.root} takes {needed / 1e9:.2f} GB; {there} has {free / 1e9:.2f} GB free, of which "
+            f"{reserve / 1e9:.2f} GB are kept"
+        )
 
 
 def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None] | None, workers: int) -> None:
