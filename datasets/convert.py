@@ -187,6 +187,8 @@ def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyCon
     }
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, contract, about)
+        if writer.shard_episodes != config.shard_episodes:
+            raise VolarError(f"{config.output} was begun with shard_episodes={writer.shard_episodes}; give the same")
         if config.episodes is not None and writer.episodes > config.episodes:
             have = f"{config.output} has {writer.episodes} episodes already"
             raise VolarError(f"{have}, more than episodes={config.episodes}; ask for at least as many")

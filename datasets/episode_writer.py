@@ -119,14 +119,16 @@ class EpisodeWriter:
         """
         if not (root / WRITER).is_file():
             raise DatasetError(f"{root} holds nothing to resume: it has no {WRITER}")
-        settings = json.loads((root / WRITER).read_text())
-        begun = PolicyContract.from_json(settings["contract"])
-        writer = EpisodeWriter(root, begun, settings["shard_episodes"], video=settings.get("video", False))
+        settings = readable(root / WRITER, lambda path: dict(json.loads(path.read_text())))
+        try:
+            begun, old = PolicyContract.from_json(settings["contract"]), dict(settings["source"])
+            writer = EpisodeWriter(root, begun, int(settings["shard_episodes"]), video=settings.get("video", False))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{root / WRITER} is not of this version, or damaged: {error}") from error
         if contract is not None:
             found = differences(contract, writer.contract, ignore=("statistics",))
             if found:
                 raise DatasetError(f"{root} was begun with another contract: " + "; ".join(map(str, found)))
-        old = settings["source"]
         if source is not None and old != dict(source):
             keys = sorted(k for k in old.keys() | source.keys() if old.get(k) != source.get(k))
             parts = "; ".join(f"{k}: {old.get(k)!r}, now {source.get(k)!r}" for k in keys)

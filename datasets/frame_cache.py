@@ -5,13 +5,15 @@ decoding of a third of a millisecond. The cache lives in the dataset's own folde
 a folder named by the SHA-256 of the dataset's files, so it is never stale and goes when the dataset goes.
 """
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +127,10 @@ class FrameCache:
         info = load_info(root)
         folder = (cache_dir or root / FOLDER) / _key(info)
         if not (folder / FRAMES).is_file():
-            _require_room(info, folder, disk_reserve)
-            _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
+            with _alone_in(folder.parent):
+                if not (folder / FRAMES).is_file():  # another process may have been faster
+                    _require_room(info, folder, disk_reserve)
+                    _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
         return FrameCache.open(folder)
 
     @staticmethod
@@ -161,6 +165,27 @@ def _key(info: DatasetInfo) -> str:
     return digest.hexdigest()[:32]
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits for other processes that build a cache there, and removes what a killed one left."""
+    with disk_errors(folder):
+        there = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in folder.glob("*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # it holds other caches
+                folder.rmdir()
+        raise
+    finally:
+        os.close(handle)
+
+
 def _require_room(info: DatasetInfo, folder: Path, reserve: int) -> None:
     there = next(path for path in folder.parents if path.exists())
     needed = info.frames * sum(3 * height * width for height, width in info.cameras.values())
@@ -173,8 +198,7 @@ def _require_room(info: DatasetInfo, folder: Path, reserve: int) -> None:
 
 
 def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None] | None, workers: int) -> None:
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.tmp")
     try:
         with disk_errors(folder):
             (temporary / "images").mkdir(parents=True)
@@ -189,13 +213,13 @@ def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None
             for array in cache.images.values():
                 array.flush()  # type: ignore[attr-defined]
             cache.complete(temporary)
-            if not folder.exists():
-                temporary.rename(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # what is not complete
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if folder.parent.name == FOLDER:
         for other in folder.parent.iterdir():  # of what the dataset was before
-            if other != folder and other.suffix != ".tmp":
+            if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
 
 

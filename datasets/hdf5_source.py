@@ -89,7 +89,13 @@ class Hdf5Source:
     def available(self) -> dict[str, tuple[str, int, int]]:
         """Role -> (key, width, height), of the cameras that the first demonstration has."""
         with _opened(self.files[0]) as file:
-            obs = file[f"data/{_demos(file, self.files[0])[0]}/obs"]
+            demo = _demos(file, self.files[0])[0]
+            obs = file[f"data/{demo}"].get("obs", {})
+            if not set(self.layout.state) <= set(obs):
+                wanted, said = ", ".join(self.layout.state), ", ".join(sorted(obs)) or "none"
+                raise DatasetError(
+                    f"{self.files[0]}: the observations of {demo} must have {wanted} (there are: {said})"
+                )
             there = {role: key for role, key in self.layout.cameras.items() if key in obs}
             return {role: (key, obs[key].shape[2], obs[key].shape[1]) for role, key in there.items()}
 
@@ -160,7 +166,7 @@ class Hdf5Source:
 
     def _images(self, path: Path, demo: str) -> dict[str, Iterable[NDArray[np.uint8]]]:
         with _opened(path) as file:
-            there = set(file[f"data/{demo}/obs"])
+            there = set(file[f"data/{demo}"].get("obs", ()))
         keys = {role: key for role, (key, _, _) in self.chosen.items() if key in there}
         return {role: self._frames(path, demo, f"obs/{key}") for role, key in keys.items()}
 
@@ -211,12 +217,12 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 def _attributes(file: Any, *names: str) -> dict[str, Any]:
-    """The JSON attributes of `data`, together; the first named wins."""
+    """The JSON attributes of `data`, together; the first named wins. Raises `DatasetError` for other texts."""
     found: dict[str, Any] = {}
     for name in reversed(names):
         try:
             raw = json.loads(file["data"].attrs.get(name, "{}"))
-        except (ValueError, KeyError):
-            continue
+        except ValueError as error:
+            raise DatasetError(f"{file.filename}: the attribute {name} of data is no JSON: {error}") from error
         found |= raw if isinstance(raw, dict) else {}
     return found

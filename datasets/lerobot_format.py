@@ -1,6 +1,7 @@
 """Reads LeRobotDataset folders, v3 and v2.1: Volar's own, and others with images or videos."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,8 @@ def load_info(root: Path) -> DatasetInfo:
         if (root / WRITER).is_file():
             raise DatasetError(f"{root} was not finished: its collection was interrupted; continue it with resume=true")
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no {INFO}")
-    info = readable(root / INFO, lambda p: dict(json.loads(p.read_text())))
+    info = readable(root / INFO, lambda p: _checked_info(json.loads(p.read_text())))
     version = info.get("codebase_version")
-    missing = [key for key in ("fps", "features", "data_path", "total_episodes") if key not in info]
-    if missing:
-        raise DatasetError(f"{root / INFO} lacks {', '.join(missing)}")
     if version in VERSIONS:
         episodes = readable(root / EPISODES, lambda path: v21_rows(path, info))
         tasks = readable(root / V21_TASKS, v21_tasks)
@@ -115,6 +113,7 @@ def load_info(root: Path) -> DatasetInfo:
         )
     if len(episodes) != info["total_episodes"]:
         raise DatasetError(f"{root}: {INFO} says {info['total_episodes']} episodes, meta has {len(episodes)}")
+    _check_episodes(root, episodes)
     return DatasetInfo(
         root=root,
         fps=int(info["fps"]),
@@ -124,6 +123,34 @@ def load_info(root: Path) -> DatasetInfo:
         episodes=tuple(episodes),
         tasks=tasks,
     )
+
+
+def _checked_info(info: Any) -> dict[str, Any]:
+    """Raises `ValueError` when a key is missing or of another type than LeRobot's."""
+    types: dict[str, Any] = {"fps": (int, float), "features": dict, "data_path": str, "total_episodes": int}
+    if not isinstance(info, dict):
+        raise ValueError("it is no mapping")
+    missing = [key for key in types if key not in info]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    wrong = [f"{key} is {info[key]!r}" for key, kind in types.items() if not isinstance(info[key], kind)]
+    if wrong:
+        raise ValueError(", ".join(wrong))
+    unknown = [key for key, feature in info["features"].items() if not {"dtype", "shape"} <= {*feature}]
+    if unknown:
+        raise ValueError(f"the features {', '.join(unknown)} have no dtype or no shape")
+    return info
+
+
+def _check_episodes(root: Path, episodes: list[dict[str, Any]]) -> None:
+    """Raises `DatasetError` for an episode that is there twice, or has no steps."""
+    numbers = Counter(int(row["episode_index"]) for row in episodes)
+    twice = [number for number, count in numbers.items() if count > 1]
+    if twice:
+        raise DatasetError(f"{root}: meta has episode {', '.join(map(str, twice[:5]))} more than once")
+    empty = [int(row["episode_index"]) for row in episodes if int(row["length"]) < 1]
+    if empty:
+        raise DatasetError(f"{root}: episode {', '.join(map(str, empty[:5]))} has no steps")
 
 
 def load_contract(root: Path, wanted: PolicyContract | None = None) -> PolicyContract:
@@ -305,5 +332,6 @@ def readable[T](path: Path, read: Callable[[Path], T]) -> T:
         return read(path)
     except FileNotFoundError as error:
         raise DatasetError(f"the dataset has no {path}") from error
-    except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
-        raise DatasetError(f"{path} cannot be read, it is cut or damaged: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError, StopIteration) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatasetError(f"{path} cannot be read, it is cut or damaged: {what}") from error

@@ -158,7 +158,7 @@ def _decode_bytes(feature: Feature, data: Any) -> Any:
     if not isinstance(data, bytes):
         raise DatasetError(f"{feature.path} holds numbers, features.json says {feature.kind}")
     if feature.kind == "text":
-        return data.decode("utf-8", errors="replace")
+        return text_of(data, feature.path)
     if feature.kind == "image":
         return _decode_image(feature, data)
     if feature.encoding == "none":
@@ -168,6 +168,14 @@ def _decode_bytes(feature: Feature, data: Any) -> Any:
         return np.frombuffer(raw, dtype=feature.dtype).reshape(feature.shape)
     except (zlib.error, ValueError) as error:
         raise DatasetError(f"{feature.path}: {len(data)} bytes are no {feature.dtype} {feature.shape}") from error
+
+
+def text_of(data: bytes, path: str) -> str:
+    """Raises `DatasetError` for bytes that are no UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: {data[:40]!r} is no text in UTF-8 (byte {error.start})") from error
 
 
 def _decode_image(feature: Feature, data: bytes) -> NDArray[Any]:

@@ -15,6 +15,8 @@ from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.oxe import load_oxe
 from volar.datasets.oxe_entry import OBSERVATION, OxeDataset
 from volar.datasets.rlds import Losses, OnError, RldsDataset, RldsEpisode
+from volar.datasets.rlds_features import text_of
+from volar.datasets.tfrecord import CorruptRecord
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import Unknown
 
@@ -100,7 +102,12 @@ class RldsSource:
             found = f"state {state.shape[1:]} and actions {actions.shape[1:]}"
             raise episode.corrupt(f"{found}, this dataset's entry in oxe.py says {expected}")
         wanted = self.entry.instruction
-        text = wanted(episode) if callable(wanted) else _text(episode.find(wanted))
+        try:
+            text = wanted(episode) if callable(wanted) else _text(episode.find(wanted), wanted)
+        except CorruptRecord:
+            raise
+        except DatasetError as error:
+            raise episode.corrupt(str(error)) from error
         reward = episode.find("steps/reward")
         # A demonstration whose rewards are all 0 says nothing: BridgeData gives none. RT-X's Kuka says it itself.
         told = episode.find("success")
@@ -111,13 +118,13 @@ class RldsSource:
         return {role: episode.images(key) for role, key in self.chosen.items() if key in episode}
 
 
-def _text(value: Any) -> str:
-    """The first of a step's texts that is not empty, or an episode's only one."""
+def _text(value: Any, path: str) -> str:
+    """The first of a step's texts that is not empty, or an episode's only one. Raises `DatasetError`."""
     if value is None:
         return ""
     values = [value] if isinstance(value, (str, bytes)) else list(np.asarray(value, dtype=object).ravel())
     for item in values:
-        text = item.decode("utf-8", errors="replace") if isinstance(item, bytes) else str(item)
+        text = text_of(item, path) if isinstance(item, bytes) else str(item)
         if text.strip():
             return text
     return ""
@@ -128,8 +135,9 @@ def _facts(episode: RldsEpisode) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for path, feature in episode.features.items():
         if path.startswith(_METADATA) and not feature.shape and feature.kind != "image" and path in episode:
-            value = episode[path]
-            facts[path.removeprefix(_METADATA)] = (
-                _text(value) if feature.dtype == "string" else np.asarray(value).item()
-            )
+            name = path.removeprefix(_METADATA)
+            if feature.dtype == "string":  # a file's name, and the like: nothing is learned from it
+                facts[name] = "".join(data.decode("utf-8", errors="replace") for data in episode.example.strings(path))
+            else:
+                facts[name] = np.asarray(episode[path]).item()
     return facts

@@ -93,7 +93,7 @@ def test_a_damaged_dataset_leaves_no_cache(dataset: Path, tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(DatasetError, match="file-002"):
         FrameCache.build(root, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
     with pytest.raises(DatasetError, match="no complete frame cache"):
         FrameCache.open(tmp_path / "cache")
 
