@@ -152,10 +152,8 @@ class EpisodeWriter:
         self._torn = True  # until it is whole
         try:
             self._shard.add(self._placed(batch, number, frame + start, task) for start, batch in _counted(episode))
-        except VolarError:  # its file is of no use any more: what is durable stays
-            self._shard.abandon()
-            self._shard = None
-            self._rows = [row for row in self._rows if row["dataset_to_index"] <= self._closed_frames + self._durable]
+        except VolarError:
+            self._give_up()
             raise
         self._torn = False
         row = _episode_row(facts, number, frame, episode.steps, task, self._closed_episodes // self.shard_episodes)
@@ -234,10 +232,23 @@ class EpisodeWriter:
         for name in (INFO, STATS):
             (self.root / name).unlink(missing_ok=True)
         assert self._shard is not None
-        self._shard.commit()
         shard = self._closed_episodes // self.shard_episodes
-        write_durably(self._path(EPISODES_PATH, shard), _episodes_file(self._rows))
+        try:
+            self._shard.commit()
+            write_durably(self._path(EPISODES_PATH, shard), _episodes_file(self._rows))
+        except VolarError:
+            self._torn = True
+            self._give_up()
+            raise
         self._durable, self._shard = self._frames - self._closed_frames, None
+
+    def _give_up(self) -> None:
+        """After an error of the disk: the open file is of no use, what is durable stays for `resume`."""
+        if self._shard is not None:
+            self._shard.abandon()
+        self._shard = None
+        durable = self._closed_frames + self._durable
+        self._rows = [row for row in self._rows if row["dataset_to_index"] <= durable]
 
     def _video_columns(self, frame: int, steps: int) -> dict[str, Any]:
         """Where the episode that begins at `frame` of the dataset is in its shard's videos."""

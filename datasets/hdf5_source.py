@@ -154,6 +154,8 @@ class Hdf5Source:
 
     def _numbers(self, path: Path, demo: str, about: dict[str, Any]) -> Numbers:
         actions = _read(path, demo, "actions")
+        if not len(actions):
+            raise DatasetError(f"{path}: {demo} has no steps")
         state = stacked(*(_read(path, demo, f"obs/{key}") for key in self.layout.state))
         if actions.shape[1:] != (7,) or state.shape[1:] != (len(self.layout.names),) or len(state) != len(actions):
             raise DatasetError(f"{path}: {demo} has actions {actions.shape} and states {state.shape}")

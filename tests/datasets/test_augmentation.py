@@ -32,8 +32,9 @@ def test_a_sample_does_not_depend_on_its_batch(start: int, count: int, seed: int
     whole, places = batch(6), start + np.arange(6)
     changed = ALL.apply(whole, places, seed)
     part = Batch(**{
-        name: {k: v[:count] for k, v in value.items()} if isinstance(value, dict) else value if value is None else value[:count]
+        name: {k: v[:count] for k, v in value.items()} if isinstance(value, dict) else value[:count]
         for name, value in vars(whole).items()
+        if value is not None
     })  # fmt: skip
     again = ALL.apply(part, places[:count], seed)
     for camera in whole.images:
