@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from volar.datasets.lerobot_format import vectors
-from volar.datasets.lerobot_layout import IMAGE_PREFIX, decode_image, features
+from volar.datasets.lerobot_format import readable, vectors
+from volar.datasets.lerobot_layout import IMAGE_PREFIX, decode_image, features, parquet_file
 from volar.datasets.sketch import FieldSketch
 from volar.datasets.statistics import (
     action_mask,
@@ -39,7 +38,7 @@ def dataset_statistics(
     counts = []
     for path in files:
         # Through the file, not the dataset API, which would read `chunk-000` as a partition.
-        table = pq.ParquetFile(path).read(columns)
+        table = readable(path, lambda p: parquet_file(p).read(columns))
         counts.append(len(table))
         for name, sketch in sketches.items():
             sketch.update(vectors(table, name).astype(np.float32, copy=False))
@@ -76,14 +75,14 @@ def _images(
 
 def _picked(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> dict[str, list[bytes]]:
     """The encoded images of some rows (ascending), read by row group."""
-    file, start = pq.ParquetFile(path), 0
+    file, start = readable(path, parquet_file), 0
     picked: dict[str, list[Any]] = {key: [] for key in keys}
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         here = rows[(rows >= start) & (rows < start + count)] - start
         start += count
         if len(here):
-            table = file.read_row_group(group, list(keys)).take(pa.array(here))
+            table = readable(path, lambda _, k=group: file.read_row_group(k, list(keys))).take(pa.array(here))  # type: ignore[misc]
             for key in keys:
                 picked[key] += [item["bytes"] for item in table.column(key).to_pylist()]
     return picked

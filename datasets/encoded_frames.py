@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.frame_cache import FrameCache, camera_masks
 from volar.datasets.lerobot_format import DatasetInfo, load_info, readable, vectors
-from volar.datasets.lerobot_layout import POINTS, POINTS_VALID, DatasetError, decode_image
+from volar.datasets.lerobot_layout import POINTS, POINTS_VALID, DatasetError, decode_image, parquet_file
 
 
 class EncodedImages:
@@ -48,7 +48,7 @@ def encoded_frames(root: Path, progress: Callable[[int, int], None] | None = Non
     wanted = ["observation.state", "action", "task_index", *info.camera_keys.values()]
     wanted += [name for name in (POINTS, POINTS_VALID) if name in info.features]
     for path, _ in info.by_file():
-        tables.append(readable(path, lambda p: pq.ParquetFile(p).read(wanted)).replace_schema_metadata(None))
+        tables.append(readable(path, lambda p: parquet_file(p).read(wanted)).replace_schema_metadata(None))
         done += len(tables[-1])
         if progress is not None:
             progress(done, info.frames)

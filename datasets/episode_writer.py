@@ -31,6 +31,7 @@ from volar.datasets.lerobot_layout import (
     FILES_PER_CHUNK,
     IMAGE_PREFIX,
     INFO,
+    PARQUET,
     STATS,
     TASKS,
     WRITER,
@@ -41,6 +42,7 @@ from volar.datasets.lerobot_layout import (
     encode_episode,
     features,
     frames_per_second,
+    parquet_file,
 )
 from volar.datasets.open_shard import OpenShard, first_rows
 from volar.datasets.statistics import lerobot_statistics
@@ -280,7 +282,7 @@ class EpisodeWriter:
         """Reads back what is durable; a last shard that is not full becomes the open one again."""
         shard = 0
         while self._path(EPISODES_PATH, shard).is_file():
-            rows = readable(self._path(EPISODES_PATH, shard), lambda path: pq.ParquetFile(path).read().to_pylist())
+            rows = readable(self._path(EPISODES_PATH, shard), lambda path: parquet_file(path).read().to_pylist())
             if self.video and len(rows) < self.shard_episodes:  # its images cannot be had back
                 (self.root / INFO).unlink(missing_ok=True)
                 self._path(EPISODES_PATH, shard).unlink()
@@ -290,7 +292,7 @@ class EpisodeWriter:
                 self._tasks.setdefault(row["tasks"][0], len(self._tasks))
             # The data file may hold more than these rows: it is replaced first.
             data, frames = self._path(DATA_PATH, shard), self._frames - self._closed_frames
-            held = readable(data, lambda path: pq.ParquetFile(path).metadata.num_rows)
+            held = readable(data, lambda path: parquet_file(path).metadata.num_rows)
             if held < frames:
                 raise DatasetError(f"{data} holds {held} frames, {self._path(EPISODES_PATH, shard)} says {frames}")
             if len(rows) < self.shard_episodes:
@@ -338,7 +340,7 @@ def _episode_row(facts: dict[str, Any], episode: int, frame: int, steps: int, ta
 
 def _episodes_file(rows: list[dict[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink, compression="snappy", use_dictionary=False)
+    pq.write_table(pa.Table.from_pylist(rows), sink, **PARQUET)
     return bytes(sink.getvalue())
 
 
@@ -346,5 +348,5 @@ def _tasks_file(instructions: list[str]) -> bytes:
     import pandas as pd  # LeRobot reads this file as a frame indexed by the instruction
 
     frame = pd.DataFrame({"task_index": range(len(instructions))}, index=pd.Index(instructions, name="task"))
-    data: bytes = frame.to_parquet()
+    data: bytes = frame.to_parquet(write_page_checksum=True)
     return data

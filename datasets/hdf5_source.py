@@ -74,7 +74,7 @@ class Hdf5Source:
             raise Unknown("dataset", name, LAYOUTS)
         with _opened(files[0]) as file:
             keys = _demos(file, files[0])
-            found = set(file[f"data/{keys[0]}"].get("obs", ()))
+            found = set(map(str, file[f"data/{keys[0]}"].get("obs", ())))
         fitting = [layout for layout in LAYOUTS.values() if set(layout.state) <= found]
         if name is None and not fitting:
             said = ", ".join(sorted(found)) or "none"
@@ -178,18 +178,21 @@ class Hdf5Source:
             if stored.dtype != np.uint8 or stored.ndim != 4:
                 raise DatasetError(f"{path}: {demo}/{key} is {stored.dtype} {stored.shape}, not images")
             for start in range(0, len(stored), ROWS):
-                with _reading(path, f"{demo}/{key}"):
-                    images = stored[start : start + ROWS]
+                images = stored[start : start + ROWS]
                 yield from (np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images)
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file. What h5py says of damage, in many kinds of errors, is a `DatasetError` that names the file."""
     import h5py
 
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read, it is cut or no HDF5 file: {error}") from error
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        said = error.args[0] if error.args else type(error).__name__
+        raise DatasetError(f"{path} cannot be read, it is cut, damaged or no HDF5 file: {said}") from error
 
 
 def _demos(file: Any, path: Path) -> list[str]:
@@ -205,17 +208,8 @@ def _read(path: Path, demo: str, key: str) -> NDArray[Any]:
         group = file[f"data/{demo}"]
         if key not in group:
             raise DatasetError(f"{path}: {demo} lacks {key} (it has {', '.join(sorted(group))})")
-        with _reading(path, f"{demo}/{key}"):
-            array: NDArray[Any] = group[key][()]
+        array: NDArray[Any] = np.asarray(group[key])
         return array
-
-
-@contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DatasetError(f"{path}: {what} cannot be read: {error}") from error
 
 
 def _attributes(file: Any, *names: str) -> dict[str, Any]:

@@ -214,11 +214,9 @@ def _contents(
 
 
 def _of_lerobot(config: InspectConfig) -> Contents:
-    import pyarrow.parquet as pq
-
     from volar.datasets.convert import missing_cameras
     from volar.datasets.lerobot_format import load_info, readable, vectors
-    from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError
+    from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError, parquet_file
     from volar.robots.contract import PolicyContract
 
     info = load_info(config.path)
@@ -228,7 +226,7 @@ def _of_lerobot(config: InspectConfig) -> Contents:
     frames = sum(int(row["length"]) for row in rows)
     parts: dict[str, list[NDArray[Any]]] = {"observation.state": [], "action": [], "task_index": []}
     for path in _progress(list(dict.fromkeys(info.data_file(row) for row in rows)), "reading"):
-        table = readable(path, lambda p: pq.ParquetFile(p).read(list(parts)))
+        table = readable(path, lambda p: parquet_file(p).read(list(parts)))
         for key, pieces in parts.items():
             pieces.append(vectors(table, key))
     state, actions, tasks = (np.concatenate(pieces)[:frames] for pieces in parts.values())

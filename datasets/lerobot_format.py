@@ -27,6 +27,7 @@ from volar.datasets.lerobot_layout import (
     WRITER,
     DatasetError,
     decode_image,
+    parquet_file,
 )
 from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, v21_rows, v21_tasks
 from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
@@ -191,7 +192,7 @@ def read_file(info: DatasetInfo, path: Path, episodes: list[dict[str, Any]]) -> 
 
 def read_tables(path: Path, episodes: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """The rows of each of these episodes of one data file, which is read by row group."""
-    file = readable(path, pq.ParquetFile)
+    file = readable(path, parquet_file)
     groups = (readable(path, lambda _, k=k: file.read_row_group(k)) for k in range(file.num_row_groups))  # type: ignore[misc]
     alone = len(episodes) == 1 and file.metadata.num_rows == episodes[0]["length"]  # whatever `index` says: merged v2.1
     table = file.schema_arrow.empty_table()
@@ -215,7 +216,7 @@ def episode_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of one file of `meta/episodes`, without the statistics columns."""
     names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
     # Through the file, not the dataset API, which would read `chunk-000` as a partition.
-    rows: list[dict[str, Any]] = pq.ParquetFile(path).read(names).to_pylist()
+    rows: list[dict[str, Any]] = parquet_file(path).read(names).to_pylist()
     return rows
 
 
@@ -228,7 +229,12 @@ def episode_of(
     info: DatasetInfo, table: pa.Table, row: dict[str, Any], images: Mapping[str, NDArray[np.uint8]]
 ) -> Episode:
     """The episode of a row of `meta/episodes` and its rows in the data file, with those images."""
-    instructions = {info.tasks[i] for i in table.column("task_index").unique().to_pylist()}
+    tasks = set(vectors(table, "task_index").ravel().tolist())
+    if not tasks <= set(range(len(info.tasks))):
+        raise DatasetError(
+            f"episode {row['episode_index']} of {info.root} has tasks {sorted(tasks)} of {len(info.tasks)}"
+        )
+    instructions = {info.tasks[i] for i in tasks}
     if len(instructions) != 1:
         raise DatasetError(
             f"episode {row['episode_index']} of {info.root} has several instructions: {sorted(instructions)}"
@@ -319,7 +325,7 @@ def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
 
 
 def _tasks(path: Path) -> tuple[str, ...]:
-    rows = pq.ParquetFile(path).read()
+    rows = parquet_file(path).read()
     # Pandas keeps its index, the instruction, in the last column.
     text = next(n for n in ("task", "__index_level_0__") if n in rows.column_names)
     order = np.argsort(rows.column("task_index").to_numpy())
@@ -332,6 +338,6 @@ def readable[T](path: Path, read: Callable[[Path], T]) -> T:
         return read(path)
     except FileNotFoundError as error:
         raise DatasetError(f"the dataset has no {path}") from error
-    except (pa.ArrowException, OSError, ValueError, TypeError, StopIteration) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, StopIteration) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DatasetError(f"{path} cannot be read, it is cut or damaged: {what}") from error

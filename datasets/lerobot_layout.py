@@ -10,10 +10,12 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from volar.datasets.episode import POINT_FIELDS, POINT_NAMES, Episode
@@ -38,10 +40,16 @@ POINTS, POINTS_VALID = "annotation.points", "annotation.points_valid"
 STATISTICS_FRAMES = 4
 # Frames that are encoded, written and read at a time: those of a row group. An episode begins a new one.
 ROWS = 128
+PARQUET: dict[str, Any] = {"compression": "snappy", "use_dictionary": False, "write_page_checksum": True}
 
 
 class DatasetError(VolarError):
     """A folder that is not a readable dataset, or not the one that is wanted."""
+
+
+def parquet_file(path: Path) -> Any:
+    """A Parquet file to read, whose pages are checked where they carry checksums, as ours do. pyarrow's errors."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def frames_per_second(contract: PolicyContract) -> int:

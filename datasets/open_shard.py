@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from volar.datasets.durable_file import DurableFile, disk_errors
-from volar.datasets.lerobot_layout import DatasetError
+from volar.datasets.lerobot_format import readable
+from volar.datasets.lerobot_layout import PARQUET, DatasetError, parquet_file
 from volar.datasets.video_files import VideoEncoder
 from volar.robots.contract import CameraSpec
 
@@ -30,7 +31,7 @@ class OpenShard:
         }
         self._file = DurableFile(data)
         with disk_errors(data):
-            self._parquet: Any = pq.ParquetWriter(self._file.file, schema, compression="snappy", use_dictionary=False)
+            self._parquet: Any = pq.ParquetWriter(self._file.file, schema, **PARQUET)
 
     def add(self, tables: Iterable[pa.Table]) -> None:
         """Each as a row group; columns that `schema` does not have are cameras of videos. Raises `DiskFull`."""
@@ -65,11 +66,11 @@ def first_rows(path: Path, frames: int) -> Iterator[pa.Table]:
     """The row groups of a data file that make its first `frames` frames. Raises `DatasetError` when they do not."""
     if not frames:
         return
-    file = pq.ParquetFile(path)
+    file = readable(path, parquet_file)
     group = 0
     while frames > 0 and group < file.num_row_groups:
-        table = file.read_row_group(group).replace_schema_metadata(None)
-        yield table
+        table = readable(path, lambda _, k=group: file.read_row_group(k))  # type: ignore[misc]
+        yield table.replace_schema_metadata(None)
         frames, group = frames - len(table), group + 1
     if frames:
         raise DatasetError(f"{path} does not end with an episode: {abs(frames)} frames are missing or too many")

@@ -149,7 +149,7 @@ class RldsDataset:
             if form != "tfrecord":
                 raise DatasetError(f"{root} holds {form} files; only tfrecord is read")
             splits = {s.name: s for s in (_split(root, name, raw) for raw in info.get("splits", []))}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DatasetError(f"{root / INFO} cannot be read: {type(error).__name__} {error}") from error
         return RldsDataset(root, name, version, splits, load_features(root / FEATURES))
 

@@ -55,7 +55,12 @@ def load_features(path: Path) -> dict[str, Feature]:
         raise DatasetError(f"{path} is missing: not a TFDS folder, or one of before 2021") from error
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
-    found = {leaf.path: leaf for leaf in _leaves(tree, "", 0, path)}
+    try:
+        found = {leaf.path: leaf for leaf in _leaves(tree, "", 0, path)}
+        for leaf in found.values():
+            np.dtype({"string": "S", "bfloat16": "f4"}.get(leaf.dtype, leaf.dtype))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} is of another form than TFDS writes: {type(error).__name__} {error}") from error
     if not any(leaf.of_step for leaf in found.values()):
         raise DatasetError(f"{path} has no steps: not RLDS (features: {', '.join(sorted(found)) or 'none'})")
     return found

@@ -202,6 +202,18 @@ def test_a_cut_hdf5_file(share: float, demos: Path, tmp_path: Path) -> None:
         convert(ConvertConfig("hdf5", demos, tmp_path / "out"))
 
 
+def test_a_flipped_bit_of_a_number_is_noticed(broken: Callable[[dict[str, Any]], ConvertConfig]) -> None:
+    """Any bits are a float: only the checksum of its page can say that it is another one."""
+    convert(config := broken({}))
+    path = config.output / "data/chunk-000/file-000.parquet"
+    number = next(read_episodes(config.output)).state[1, 2:5].tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(number)] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"file-000\.parquet cannot be read"):
+        list(read_episodes(config.output))
+
+
 @pytest.fixture
 def little_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of 200 kB."""
