@@ -247,7 +247,11 @@ def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int) -> None
 
     print(f"{writer.episodes} episodes in {writer.root}")
     for camera, count in missing_cameras(load_info(writer.root).episodes).items():
-        print(f"camera {camera} was missing in {count} of them: black, and listed in the episode's info")
+        print(
+            f"camera {camera} was missing in {count} of them: black, listed in the episode's info, masked in training"
+        )
+        if count == writer.episodes:
+            print(f"  so nothing can be learned of {camera}: cameras=[...] with the others leaves it out")
     if unlabelled:
         print(f"{unlabelled} without an instruction were left out; instruction=TEXT keeps them")
     if losses.reasons:
