@@ -294,7 +294,7 @@ def test_the_magic_soup_is_one_run(
         convert(ConvertConfig("rlds", root, tmp_path / "soup" / name, image_size=8))
     (command,) = re.findall(r"volar-train (.*)", SOUP.read_text().replace("\n#    ", " "))
     command = command.replace("DIR", str(tmp_path / "soup")).replace("states=pad", f"states={states}")
-    words = [*command.split(), "steps=2", "batch_size=8", "width=16", "layers=1", "threads=1"]
+    words = [*command.split(), "steps=2", "batch_size=8", "width=16", "layers=1", "precision=fp32", "threads=1"]
     config = parse(TrainConfig, [*words, f"output={tmp_path / 'policy'}"])
     train(config)
     contract = PolicyContract.load(tmp_path / "policy/checkpoints/last/pretrained_model/contract.json")
