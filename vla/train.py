@@ -44,6 +44,9 @@ class TrainConfig:
         default=None, metadata={"help": "several datasets in the folder dataset=: NAME:WEIGHT,..., or a mixture's YAML"}
     )
     mix: MixtureRules = field(default_factory=MixtureRules)
+    frames: Literal["auto", "decoded", "encoded"] = field(
+        default="auto", metadata={"help": "decoded: mapped from the disk; encoded: in memory, slower; auto: what fits"}
+    )
     stage: Literal["cloning", "grounding"] = field(default="cloning", metadata={"help": "what is learned"})
     scenes: Path | None = field(default=None, metadata={"help": "generated scenes that cloning keeps pointing on"})
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
@@ -169,7 +172,7 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
 
 def settings(config: TrainConfig) -> dict[str, str]:
     """What makes a run this one and no other; how long and how it is saved may change when it resumes."""
-    free = {"steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps"}
+    free = {"steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps", "frames"}
     free |= {"output", "resume", "overwrite", "recipe"}
     return {key: str(value) for key, value in sorted(asdict(config).items()) if key not in free}
 
