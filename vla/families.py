@@ -1,0 +1,137 @@
+"""What differs between families of vision-language models: how pixels go in, and how a prompt is laid out.
+
+One entry of `FAMILIES` for each `model_type` of `transformers`; everything else is shared (`backbone.py`). A family
+whose images need no more than its own `get_image_features` is one line.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Features = list[Tensor]  # (N, tokens, width): those of the first layer's input, then those added to later layers
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family sees and reads; names of modules are attributes of its `...Model`.
+
+    `encode(model, pixels (N, 3, S, S))`: image features. `side(config, S)`: tokens along one side of an image; raises
+    `ValueError` for an S that the vision tower cannot take. `vision`, `connector`, `language`: what trains separately.
+    `bidirectional`: the prefix attends to all of itself, as it was pretrained. `first_position`: of the first token.
+    `mrope`: positions of image tokens are rows and columns (Qwen2-VL, Wang et al., 2024, section 2.1).
+    `head`, `image_start`, `image_end`, `template`: the text before all images, around each and after them, as the
+    model was instructed with; `words_first` puts the text before the images instead, where nothing was pretrained.
+    """
+
+    encode: Callable[[Any, Tensor], Features]
+    side: Callable[[Any, int], int]
+    vision: str = "vision_tower"
+    connector: tuple[str, ...] = ("multi_modal_projector",)
+    language: str = "language_model"
+    bidirectional: bool = False
+    first_position: int = 0
+    mrope: bool = False
+    head: str = ""
+    image_start: str = ""
+    image_end: str = ""
+    template: str = "{instruction}"
+    words_first: bool = False
+
+
+def _features(model: Any, pixels: Tensor) -> Features:
+    found = model.get_image_features(pixel_values=pixels).pooler_output
+    return [found if isinstance(found, Tensor) else torch.stack(list(found))]
+
+
+def _idefics(model: Any, pixels: Tensor) -> Features:
+    # Not `get_image_features`: it drops images that are all zero, and so cannot be exported.
+    return [model.connector(model.vision_model(pixels).last_hidden_state)]
+
+
+def _qwen(model: Any, pixels: Tensor) -> Features:
+    vision = model.config.vision_config
+    patches = merge_ordered_patches(
+        pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    )  # (N, g*g, 3*t*p*p)
+    grid = torch.tensor([[1, *(size // vision.patch_size for size in pixels.shape[-2:])]] * len(pixels))
+    found = model.get_image_features(patches.flatten(0, 1), grid.to(pixels.device))
+    deep = getattr(found, "deepstack_features", None) or []
+    return [torch.stack(list(images)) for images in (found.pooler_output, *deep)]
+
+
+def merge_ordered_patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
+    """(N, 3, h, w) -> (N, patches, 3 * frames * patch^2), patches of one merged token next to each other.
+
+    The order in which Qwen's image processor flattens an image; a still is `frames` equal frames.
+    """
+    n, channels, height, width = pixels.shape
+    rows, columns = height // patch // merge, width // patch // merge
+    cells = pixels.reshape(n, channels, rows, merge, patch, columns, merge, patch)
+    cells = cells.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None]  # (N, r, c, m, m, 3, 1, p, p)
+    return cells.expand(*[-1] * 6, frames, -1, -1).reshape(n, rows * columns * merge**2, -1)
+
+
+def _fixed_side(config: Any, size: int) -> int:
+    vision = config.vision_config
+    if size != vision.image_size:
+        raise ValueError(f"image_size {size}: this vision tower takes {vision.image_size} only")
+    return int(vision.image_size // vision.patch_size)
+
+
+def _multiple_side(config: Any, size: int, unit: int) -> int:
+    if size % unit or size <= 0:
+        raise ValueError(f"image_size {size} is not a multiple of {unit}, the side of an image token in pixels")
+    return size // unit
+
+
+def _idefics_side(config: Any, size: int) -> int:
+    largest = int(config.vision_config.image_size)
+    if size > largest:
+        raise ValueError(f"image_size {size} is above {largest}, what this vision tower has positions for")
+    return _multiple_side(config, size, config.vision_config.patch_size * config.scale_factor)
+
+
+def _qwen_side(config: Any, size: int) -> int:
+    return _multiple_side(config, size, config.vision_config.patch_size * config.vision_config.spatial_merge_size)
+
+
+# Prompts: the chat templates that the models' authors publish beside them, for one turn of the user.
+_IDEFICS = Family(
+    _idefics,
+    _idefics_side,
+    vision="vision_model",
+    connector=("connector",),
+    language="text_model",
+    head="<|im_start|>User:",
+    image_start="<fake_token_around_image><global-img>",
+    image_end="<fake_token_around_image>",
+    template="{instruction}<end_of_utterance>\nAssistant:",
+)
+_QWEN = {
+    "language": "language_model",
+    "vision": "visual",
+    "mrope": True,
+    "head": "<|im_start|>user\n",
+    "image_start": "<|vision_start|>",
+    "image_end": "<|vision_end|>",
+    "template": "{instruction}<|im_end|>\n<|im_start|>assistant\n",
+}
+_LLAVA = Family(_features, _fixed_side, head="USER: ", template="\n{instruction} ASSISTANT:")
+
+FAMILIES: dict[str, Family] = {
+    "tiny": Family(_features, _fixed_side, bidirectional=True, words_first=True),
+    "smolvlm": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "paligemma": Family(_features, _fixed_side, bidirectional=True, first_position=1, template="{instruction}\n"),
+    "qwen2_5_vl": Family(_qwen, _qwen_side, connector=("visual.merger",), **_QWEN),  # type: ignore[arg-type]
+    "qwen3_vl": Family(
+        _qwen,
+        _qwen_side,
+        connector=("visual.merger", "visual.deepstack_merger_list"),
+        **_QWEN,  # type: ignore[arg-type]
+    ),
+    "llava": _LLAVA,
+}
