@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from volar.robots.errors import Unknown, VolarError
-from volar.vla.action_tokenizers import TOKENIZERS
+from volar.robots.errors import VolarError
+from volar.vla.action_tokenizers import action_tokenizer
+from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.backbone import BackboneConfig
 
 
@@ -29,8 +30,7 @@ class VolarConfig:
     type: str = "volar"
 
     def __post_init__(self) -> None:
-        if self.tokenizer not in TOKENIZERS:
-            raise Unknown("tokenizer", self.tokenizer, TOKENIZERS)
+        action_tokenizer(self.tokenizer, BINS)  # raises where the parallel head cannot predict its tokens
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ EXAMPLES = (
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy",
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy resume=true",
     "volar-train dataset=runs mixture=demos:0.7,hover:0.3 augmentation.crop=0.9 minutes=5 output=runs/policy",
+    "volar-train inspect_tokenizer dataset=runs/demos chunk_length=16",
 )
 
 
@@ -183,6 +185,17 @@ def prepare_output(config: TrainConfig) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["inspect_tokenizer"]:
+        from volar.vla import inspect_tokenizer as inspect
+
+        return run(
+            "volar-train inspect_tokenizer",
+            inspect.InspectTokenizerConfig,
+            inspect.inspect_tokenizer,
+            doc=inspect.__doc__,
+            examples=inspect.EXAMPLES,
+            argv=sys.argv[2:],
+        )
     configs = Path(__file__).parent / "configs"
     return run("volar-train", TrainConfig, train, doc=__doc__, examples=EXAMPLES, config_dir=configs)
 
