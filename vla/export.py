@@ -24,7 +24,7 @@ from volar.robots.errors import VolarError
 if TYPE_CHECKING:
     from volar.vla.processor_volar import TorchPolicy
 
-TOLERANCE = 1e-4  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
+TOLERANCE = 1e-5  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
 GOLDEN_OBSERVATIONS = 8
 # int8 decides for another token here and there, and for an open or closed gripper where both are likely. What that
 # costs in success is measured, not deduced: volar-evaluate policy=ARTIFACT.

@@ -90,10 +90,7 @@ class TorchPolicy:
     def predict(self, observation: Observation) -> ActionChunk:
         """Raises `ContractError` when cameras or state are not the contract's."""
         check_observation(self.contract, observation)
-        images = {
-            camera.name: torch.from_numpy(np.ascontiguousarray(observation.images[camera.name]))[None]
-            for camera in self.contract.cameras
-        }
+        images = {camera.name: torch.tensor(observation.images[camera.name])[None] for camera in self.contract.cameras}
         text = self.contract.instruction_template.format(instruction=observation.instruction)
         ids = torch.from_numpy(self.tokenizer.encode([text]))
         actions, _ = self.graph(images, torch.from_numpy(observation.state)[None], ids)
