@@ -18,5 +18,6 @@ def attention_mask(
     if not prefix_sees_suffix:
         sees = sees & (key < prefix)
     own = key <= query if causal_suffix else key >= 0
-    sees = torch.where(query < prefix, sees, (key < prefix) | own)  # (L, L)
-    return sees & present[:, None, :]
+    own = (key < prefix) | own
+    inside = query < prefix  # no `where`: ONNX Runtime has none of booleans
+    return ((inside & sees) | (~inside & own)) & present[:, None, :]

@@ -88,7 +88,8 @@ class Piece:
 @dataclass(frozen=True)
 class Sequence:
     """Pieces in order: `embeddings` (B, L, D), `present` (B, L), `positions` (B, L) or, by row and column, (3, B, L),
-    `next_position` (B,), and `deep`, each (B, L, D), zero where there is no image."""
+    `next_position` (B,), and `deep`, each (B, L, D), zero where there is no image. Of positions that are alike in all
+    rows there is one row."""
 
     embeddings: Tensor
     present: Tensor
@@ -148,6 +149,27 @@ class Backbone(nn.Module):
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.clamp(min=0))
         return embedded
 
+    def word_scale(self) -> float:
+        """Standard deviation of embedded words: that of a new embedding among them."""
+        with torch.no_grad():
+            return float(self.embed_words(torch.arange(min(256, self.vocabulary_size))[None]).float().std())
+
+    def logits(self, hidden: Tensor, first_id: int) -> Tensor:
+        """Last hidden states (..., width) -> scores (..., ids) of the ids from `first_id` to the vocabulary's end."""
+        head = self.model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[first_id:]
+        scores = nn.functional.linear(hidden, head.weight[first_id:], bias)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, n, head size) by which queries and keys at text positions (B, n) are turned."""
+        grid = positions.expand(3, *positions.shape) if self.family.mrope else positions
+        like = torch.zeros(1, dtype=torch.float32, device=positions.device)
+        cosine, sine = self.language_model.rotary_emb(like, grid)
+        # Rows and columns of text are its position thrice: any of the three is right.
+        return (cosine[0], sine[0]) if cosine.ndim == 4 else (cosine, sine)
+
     def present(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> bool (B, T): False for padding."""
         return input_ids > 0 if self.family.words_first else input_ids >= 0
@@ -155,14 +177,15 @@ class Backbone(nn.Module):
     def arrange(self, pieces: list[Piece], start: Tensor | None = None) -> Sequence:
         """The pieces one after another, from position `start` (B,); the family's first by default.
 
-        What is not present takes no position, so that a prompt is what it would be without it. `tiny` counts all.
+        What is not present takes no position, so that a prompt is what it would be without it; `tiny` counts all.
         """
         batch, device = pieces[0].embeddings.shape[0], pieces[0].embeddings.device
         if start is None:
             start = torch.full((batch,), self.family.first_position, device=device)
-        positions, position = [], start
+        counts_all = self.family.words_first  # then rows are alike
+        positions, position = [], start[:1] if counts_all else start
         for piece in pieces:
-            counted = torch.ones_like(piece.present) if self.family.words_first else piece.present
+            counted = torch.ones_like(piece.present[:1]) if counts_all else piece.present
             here = position[:, None] + (counted.cumsum(1) - 1).clamp(min=0)  # (B, n)
             grid, size = here.expand(3, -1, -1), counted.sum(1)
             if self.family.mrope and piece.side:

@@ -180,10 +180,9 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
         ids = policy.tokenizer.encode([text])
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(image)[None] for name, image in images.items()}
-            outputs = policy.graph.outputs(tensors, torch.from_numpy(observation.state)[None], torch.from_numpy(ids))
-            top = outputs.action_logits.topk(2, -1).values
-            actions, points = policy.graph.decode(outputs), outputs.points
-        if float((top[..., 0] - top[..., 1]).min()) < 1e-3:
+            state_ = torch.from_numpy(observation.state)[None]
+            actions, points, margin = policy.graph.answer(tensors, state_, torch.from_numpy(ids))
+        if float(margin) < 1e-3:
             continue
         for name, image in images.items():
             kept.setdefault(f"image.{name}", []).append(image)

@@ -6,7 +6,7 @@ keeps all of it but the weights as they were, so that nothing is looked for agai
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,11 @@ class Pretrained:
     tokenizer: InstructionTokenizer
 
 
-def load_pretrained(source: str, image_size: int | None = None, dtype: str = "float32") -> Pretrained:
+def load_pretrained(
+    source: str, image_size: int | None = None, dtype: str = "float32", added_tokens: int = 0
+) -> Pretrained:
     """The model at `source`, a folder or a Hub id. `image_size` [pixels]: None for the vision tower's own.
+    `added_tokens`: rows that its vocabulary is to have more.
 
     Raises `VolarError` naming what is missing or does not fit, and what to do.
     """
@@ -45,9 +48,13 @@ def load_pretrained(source: str, image_size: int | None = None, dtype: str = "fl
     from transformers import AutoModelForImageTextToText
 
     try:
-        model = AutoModelForImageTextToText.from_pretrained(str(folder), dtype=DTYPES[dtype], local_files_only=True)
+        load: Any = AutoModelForImageTextToText.from_pretrained
+        model = load(str(folder), dtype=DTYPES[dtype], local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise VolarError(f"the weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if added_tokens:
+        model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + added_tokens, mean_resizing=False)
+        config = replace(config, architecture=_complete(model.config))
     return Pretrained(config, Backbone(model, config), InstructionTokenizer(tokenizer, TEXT_LENGTH))
 
 
@@ -111,7 +118,7 @@ def describe(
     ]
     config = VlmConfig(
         name=architecture.model_type,
-        architecture=json.loads(architecture.to_json_string(use_diff=False)),
+        architecture=_complete(architecture),
         image_size=size,
         image_mean=mean,
         image_std=std,
@@ -138,6 +145,12 @@ def image_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]
         f"{folder} does not say how images are normalized: image_mean and image_std in {_PREPROCESSORS[0]}; "
         "AutoImageProcessor.from_pretrained(..).save_pretrained(..) writes it"
     )
+
+
+def _complete(architecture: Any) -> dict[str, Any]:
+    """Every field of a `transformers` configuration, defaults too, as JSON has it."""
+    raw: dict[str, Any] = json.loads(architecture.to_json_string(use_diff=False))
+    return raw
 
 
 def _known(text: str, tokenizer: dict[str, Any]) -> str:
