@@ -126,9 +126,17 @@ def tiny_model(name: str, seed: int = 0) -> Any:
 
 def tiny_folder(path: Path, name: str = "smolvlm") -> Path:
     """What `save_pretrained` of model, tokenizer and image processor leaves: enough to train from."""
+    tiny_model(name).save_pretrained(path)
+    (path / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()))
+    statistics = {"do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+    (path / "preprocessor_config.json").write_text(json.dumps(statistics))
+    return path
+
+
+def tiny_tokenizer() -> dict[str, Any]:
+    """The `tokenizer.json` of byte pairs, with the markers of every family."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tiny_model(name).save_pretrained(path)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -141,7 +149,5 @@ def tiny_folder(path: Path, name: str = "smolvlm") -> Path:
     tokenizer.train_from_iterator(
         ["lift the red block", "put the blue block on the plate", "User: Assistant:"], trainer
     )
-    tokenizer.save(str(path / "tokenizer.json"))
-    statistics = {"do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
-    (path / "preprocessor_config.json").write_text(json.dumps(statistics))
-    return path
+    raw: dict[str, Any] = json.loads(tokenizer.to_str())
+    return raw
