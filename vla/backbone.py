@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from volar.robots.errors import Unknown
-from volar.vla.families import FAMILIES, Features
+from volar.vla.families import FAMILIES
+from volar.vla.qwen_vision import Features
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Backbone(nn.Module):
         self.normalizes = isinstance(config, VlmConfig)
         if isinstance(config, VlmConfig):
             self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
+            if self.family.prepare is not None:
+                self.family.prepare(model.config, config.image_size)
             self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
 
     @property
@@ -220,8 +223,9 @@ class Backbone(nn.Module):
         additive = additive.masked_fill(~attention, torch.finfo(embeddings.dtype).min)[:, None]  # (B, 1, L, L)
         extra: dict[str, Any] = {}
         if deep:
-            extra["visual_pos_masks"] = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-            extra["deepstack_visual_embeds"] = [features.flatten(0, 1) for features in deep]
+            # Not a mask of places, whose number a graph would not know, but rows: features are zero elsewhere.
+            extra["visual_pos_masks"] = torch.arange(len(embeddings), device=embeddings.device)
+            extra["deepstack_visual_embeds"] = list(deep)
         hidden: Tensor = self.language_model(
             inputs_embeds=embeddings,
             attention_mask=additive,

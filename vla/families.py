@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Features = list[Tensor]  # (N, tokens, width): those of the first layer's input, then those added to later layers
+from volar.vla import qwen_vision
+from volar.vla.qwen_vision import Features
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Family:
     `mrope`: positions of image tokens are rows and columns (Qwen2-VL, Wang et al., 2024, section 2.1).
     `head`, `image_start`, `image_end`, `template`: the text before all images, around each and after them, as the
     model was instructed with; `words_first` puts the text before the images instead, where nothing was pretrained.
+    `prepare(config, S)`: computes what cannot be computed while a graph is exported.
     """
 
     encode: Callable[[Any, Tensor], Features]
@@ -39,6 +41,7 @@ class Family:
     image_end: str = ""
     template: str = "{instruction}"
     words_first: bool = False
+    prepare: Callable[[Any, int], None] | None = None
 
 
 def _features(model: Any, pixels: Tensor) -> Features:
@@ -49,29 +52,6 @@ def _features(model: Any, pixels: Tensor) -> Features:
 def _idefics(model: Any, pixels: Tensor) -> Features:
     # Not `get_image_features`: it drops images that are all zero, and so cannot be exported.
     return [model.connector(model.vision_model(pixels).last_hidden_state)]
-
-
-def _qwen(model: Any, pixels: Tensor) -> Features:
-    vision = model.config.vision_config
-    patches = merge_ordered_patches(
-        pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-    )  # (N, g*g, 3*t*p*p)
-    grid = torch.tensor([[1, *(size // vision.patch_size for size in pixels.shape[-2:])]] * len(pixels))
-    found = model.get_image_features(patches.flatten(0, 1), grid.to(pixels.device))
-    deep = getattr(found, "deepstack_features", None) or []
-    return [torch.stack(list(images)) for images in (found.pooler_output, *deep)]
-
-
-def merge_ordered_patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
-    """(N, 3, h, w) -> (N, patches, 3 * frames * patch^2), patches of one merged token next to each other.
-
-    The order in which Qwen's image processor flattens an image; a still is `frames` equal frames.
-    """
-    n, channels, height, width = pixels.shape
-    rows, columns = height // patch // merge, width // patch // merge
-    cells = pixels.reshape(n, channels, rows, merge, patch, columns, merge, patch)
-    cells = cells.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None]  # (N, r, c, m, m, 3, 1, p, p)
-    return cells.expand(*[-1] * 6, frames, -1, -1).reshape(n, rows * columns * merge**2, -1)
 
 
 def _fixed_side(config: Any, size: int) -> int:
@@ -111,6 +91,7 @@ _IDEFICS = Family(
     template="{instruction}<end_of_utterance>\nAssistant:",
 )
 _QWEN = {
+    "prepare": qwen_vision.prepare,
     "language": "language_model",
     "vision": "visual",
     "mrope": True,
@@ -126,9 +107,9 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
     "paligemma": Family(_features, _fixed_side, bidirectional=True, first_position=1, template="{instruction}\n"),
-    "qwen2_5_vl": Family(_qwen, _qwen_side, connector=("visual.merger",), **_QWEN),  # type: ignore[arg-type]
+    "qwen2_5_vl": Family(qwen_vision.encode, _qwen_side, connector=("visual.merger",), **_QWEN),  # type: ignore[arg-type]
     "qwen3_vl": Family(
-        _qwen,
+        qwen_vision.encode,
         _qwen_side,
         connector=("visual.merger", "visual.deepstack_merger_list"),
         **_QWEN,  # type: ignore[arg-type]

@@ -25,9 +25,9 @@ from volar.vla.backbone import Backbone, BackboneConfig, Piece, build_backbone
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.decoders import make_decoder
 from volar.vla.decoders.decoder import Decoded, Decoder, Prefix
-from volar.vla.families import Features
 from volar.vla.heads import POINTS, ActionHead, PointHead
 from volar.vla.instruction_tokenizer import WORDS
+from volar.vla.qwen_vision import Features
 
 VOCABULARY = WORDS + BINS  # of tiny with a parallel decoder
 

@@ -149,8 +149,12 @@ def image_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]
 
 def _complete(architecture: Any) -> dict[str, Any]:
     """Every field of a `transformers` configuration, defaults too, as JSON has it."""
-    raw: dict[str, Any] = json.loads(architecture.to_json_string(use_diff=False))
-    return raw
+    return _without_path(json.loads(architecture.to_json_string(use_diff=False)))
+
+
+def _without_path(raw: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in raw.items() if key != "_name_or_path"}
+    return {key: _without_path(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _known(text: str, tokenizer: dict[str, Any]) -> str:
