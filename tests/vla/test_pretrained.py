@@ -12,11 +12,13 @@ import torch
 from safetensors.numpy import load_file
 
 from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.exported_policy import ExportedPolicy
 from volar.robots.interface import Observation
 from volar.robots.tokenize_subwords import NO_TOKEN, SubwordTokenizer
 from volar.robots.tokenize_words import TokenizerError
 from volar.vla.adapters import merge, part_of
 from volar.vla.checkpoint_policy import load, load_parts
+from volar.vla.export import ExportConfig, export
 from volar.vla.pretrained import load_pretrained
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_run import TrainingRun
@@ -195,3 +197,41 @@ def test_a_long_instruction_names_the_length() -> None:
     assert tokenizer.encode("red").shape == (8,)
     with pytest.raises(TokenizerError, match="takes at most 8"):
         tokenizer.encode("zzzzzzzzzzzz")
+
+
+def test_a_low_rank_policy_is_exported_merged(settings: Settings, folder: Path, look: Look, tmp_path: Path) -> None:
+    """The artifact reads with the model's own tokenizer, and acts as the policy does."""
+    train(settings(backbone=str(folder), vision="frozen", language="lora", steps=2))
+    export(ExportConfig(policy=tmp_path / "run", output=tmp_path / "artifact"))
+    a, b = load(tmp_path / LAST), ExportedPolicy(tmp_path / "artifact")
+    for seed in range(5):
+        np.testing.assert_allclose(a.predict(look(seed)).actions, b.predict(look(seed)).actions, atol=1e-4)
+    assert b.unknown_words("pick up the zorg") == ()
+    assert b"site-packages" not in (tmp_path / "artifact" / "policy.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("decoder", ["autoregressive", "flow"])
+def test_other_decoders_are_exported(decoder: str, settings: Settings, look: Look, tmp_path: Path) -> None:
+    train(settings(decoder=decoder, width=16, layers=1, chunk_length=1, execute_steps=1, steps=2))
+    export(ExportConfig(policy=tmp_path / "run", output=tmp_path / "artifact"))
+    a, b = load(tmp_path / LAST), ExportedPolicy(tmp_path / "artifact")
+    for seed in range(5):
+        a.reset(0)  # flow: from the noise of an artifact
+        np.testing.assert_allclose(a.predict(look(seed)).actions, b.predict(look(seed)).actions, atol=1e-4)
+
+
+def test_what_varies_in_length_is_not_exported(settings: Settings, tmp_path: Path) -> None:
+    train(settings(decoder="autoregressive", tokenizer="fast", width=16, layers=1, steps=1))
+    with pytest.raises(VolarError, match="no static graph decodes"):
+        export(ExportConfig(policy=tmp_path / "run", output=tmp_path / "artifact"))
+
+
+def test_weights_beyond_one_file_lie_beside_it(
+    settings: Settings, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(settings(width=16, layers=1, steps=1))
+    monkeypatch.setattr("volar.vla.export.PROTOBUF_LIMIT", 0)
+    export(ExportConfig(policy=tmp_path / "run", output=tmp_path / "artifact"))
+    assert "policy.onnx.data" in json.loads((tmp_path / "artifact" / "artifact.json").read_text())["files"]
+    a, b = load(tmp_path / LAST), ExportedPolicy(tmp_path / "artifact")
+    np.testing.assert_allclose(a.predict(look(0)).actions, b.predict(look(0)).actions, atol=1e-4)
