@@ -81,9 +81,9 @@ def inspect_tokenizer(config: InspectTokenizerConfig) -> None:
         about.add_row(name, f"{m.vocabulary}", f"{mean:.1f}", f"{p99:.0f}", f"{most}", f"{size / mean:.2f}")
     console.print(about)
     errors = Table(title="how far an action comes back from where it was")
-    for column in ("dimension", "unit", *(f"{name}: {kind}" for name in found.by_name for kind in ("mean", "max"))):
+    for column in ("dimension", "unit", *(f"{name}\n{kind}" for name in found.by_name for kind in ("mean", "max"))):
         errors.add_column(column, justify="left" if column in ("dimension", "unit") else "right")
-    errors.add_column(f"clipped by {config.normalization}: max", justify="right")
+    errors.add_column(f"{config.normalization}\nclips, max", justify="right")
     for i, name in enumerate(action.names):
         columns = [f"{e[i]:.3g}" for m in found.by_name.values() for e in (m.mean_error, m.max_error)]
         errors.add_row(

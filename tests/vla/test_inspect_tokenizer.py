@@ -134,5 +134,5 @@ def test_settings_that_cannot_be_are_refused(lerobot: Path, tmp_path: Path) -> N
         measure(InspectTokenizerConfig(lerobot, tokenizer="x"))
     from volar.vla.training_run import TrainingRun
 
-    with pytest.raises(UsageError, match="tokenizer=bins"):  # until a decoder takes sequences of any length
+    with pytest.raises(UsageError, match="tokenizer=bins"):  # the default decoder takes one token a number
         TrainingRun.start(TrainConfig(lerobot, tmp_path / "out", tokenizer="fast", steps=1))

@@ -25,7 +25,10 @@ def action_tokenizer(name: str, vocabulary_size: int) -> UniformBins:
     Raises `Unknown`, and `UsageError` for one whose sequences vary in length.
     """
     if tokenizer_class(name) is not UniformBins:
-        raise UsageError(f"tokenizer={name} does not give one token a number, which this decoder needs: tokenizer=bins")
+        raise UsageError(
+            f"tokenizer={name} does not give one token a number, which this decoder needs; "
+            "give tokenizer=bins, or decoder=autoregressive"
+        )
     return UniformBins(vocabulary_size)
 
 
