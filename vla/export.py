@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from volar.vla.processor_volar import TorchPolicy
 
 TOLERANCE = 1e-5  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
+FLOW_TOLERANCE = 1e-4  # of numbers that are no bins' centres: each step adds the last one's rounding
 GOLDEN_OBSERVATIONS = 8
 PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; a file of protobuf ends at 2 GiB, and the rest goes beside it
 # int8 decides for another token here and there, and for an open or closed gripper where both are likely. What that
@@ -83,7 +84,7 @@ def export(config: ExportConfig) -> None:
         contract_sha256=policy.contract.sha256,
         text_length=policy.tokenizer.length,
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temporary.iterdir())},
-        tolerance=TOLERANCE,
+        tolerance=FLOW_TOLERANCE if policy.graph.model.config.decoder == "flow" else TOLERANCE,
         precision=config.precision,
         agreement=INT8_AGREEMENT if config.precision == "int8" else 1.0,
     )
