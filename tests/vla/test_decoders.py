@@ -232,6 +232,25 @@ def test_saved_and_loaded_is_the_same_policy(
     assert not np.array_equal(found[0][0], found[0][1])
 
 
+@pytest.mark.parametrize("decoder", ["parallel", "autoregressive", "flow"])
+def test_a_backbone_in_half_precision(decoder: str, short: PolicyContract) -> None:
+    """Its weights alone are in bfloat16: with autocast as in training, and without as in a policy, all else fits."""
+    model, mask = network(short, decoder, "smolvlm"), torch.ones(2, STEPS, dtype=torch.bool)
+    noise = torch.zeros(2, STEPS, 7)
+    with torch.inference_mode():
+        whole = model.decoder.decode(model, seen(model), noise)
+    model.backbone.model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.decoder.loss(model, seen(model), actions(), mask, 0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert model.backbone.dtype == torch.bfloat16
+    assert model.point_queries.grad is not None
+    assert torch.isfinite(model.point_queries.grad).all()
+    with torch.inference_mode():
+        half = model.decoder.decode(model, seen(model), noise)
+    torch.testing.assert_close(half.hidden.float(), whole.hidden, atol=0.15, rtol=0.1)
+
+
 def test_state_as_tokens_is_seen(short: PolicyContract) -> None:
     model = network(short, "parallel", state_as="tokens")
     pixels, ids = torch.zeros(1, 2, 3, 32, 32), torch.tensor([[2, 20, 21]])

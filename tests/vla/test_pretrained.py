@@ -235,3 +235,13 @@ def test_weights_beyond_one_file_lie_beside_it(
     assert "policy.onnx.data" in json.loads((tmp_path / "artifact" / "artifact.json").read_text())["files"]
     a, b = load(tmp_path / LAST), ExportedPolicy(tmp_path / "artifact")
     np.testing.assert_allclose(a.predict(look(0)).actions, b.predict(look(0)).actions, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["autoregressive", "flow"])
+def test_scenes_without_actions_teach_pointing_only(decoder: str, settings: Settings, dataset: Path) -> None:
+    grounding = TrainingRun.start(settings(stage="grounding", decoder=decoder, width=32, layers=2))
+    losses = grounding.train_step(1e-3)
+    assert float(losses.action) == 0
+    assert float(losses.patch) > 0
+    both = TrainingRun.start(settings(scenes=dataset, decoder=decoder, width=32, layers=2)).train_step(1e-3)
+    assert float(both.action) > 0
