@@ -56,6 +56,8 @@ def merge(model: "VolarModel") -> "VolarModel":
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(backbone, "peft_config"):
+        del backbone.peft_config  # else the next updates would be taken for further ones
     model.backbone.requires_grad_(True)
     model.config = replace(model.config, vision="full", connector="full", language="full")
     return model

@@ -88,7 +88,8 @@ class Flow(nn.Module):
         seen = nn.functional.pad(present, (0, x.shape[1]), value=True)[:, None, None]  # (B, 1, 1, P + H)
         moment = time_embedding(t, self.width)[:, None].expand(-1, x.shape[1], -1)
         inputs = self.actions_in(x)
-        h = inputs + self.time(torch.cat([inputs, moment.to(inputs.dtype)], -1))  # (B, H, W)
+        # In full precision from here on, as is what the layers add to.
+        h = (inputs + self.time(torch.cat([inputs, moment.to(inputs.dtype)], -1))).float()  # (B, H, W)
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             h = layer(h, keys, values, seen, rotations)
         velocity: Tensor = self.velocity_out(self.norm(h)).float()
