@@ -5,7 +5,7 @@ whose images need no more than its own `get_image_features` is one line.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ class Family:
     `ValueError` for an S that the vision tower cannot take. `vision`, `connector`, `language`: what trains separately.
     `bidirectional`: the prefix attends to all of itself, as it was pretrained. `first_position`: of the first token.
     `mrope`: positions of image tokens are rows and columns (Qwen2-VL, Wang et al., 2024, section 2.1).
-    `head`, `image_start`, `image_end`, `template`: the text before all images, around each and after them, as the
-    model was instructed with; `words_first` puts the text before the images instead, where nothing was pretrained.
+    `heads`, `image_start`, `image_end`, `template`: the text before all images, around each and after them, as the
+    model was instructed with; of heads the first whose markers its vocabulary has. `words_first` puts the text before
+    the images instead, where nothing was pretrained.
     `prepare(config, S)`: computes what cannot be computed while a graph is exported.
     """
 
@@ -36,7 +37,7 @@ class Family:
     bidirectional: bool = False
     first_position: int = 0
     mrope: bool = False
-    head: str = ""
+    heads: tuple[str, ...] = ()
     image_start: str = ""
     image_end: str = ""
     template: str = "{instruction}"
@@ -61,21 +62,22 @@ def _fixed_side(config: Any, size: int) -> int:
     return int(vision.image_size // vision.patch_size)
 
 
-def _multiple_side(config: Any, size: int, unit: int) -> int:
+def _multiple_side(size: int, unit: int) -> int:
     if size % unit or size <= 0:
         raise ValueError(f"image_size {size} is not a multiple of {unit}, the side of an image token in pixels")
     return size // unit
 
 
 def _idefics_side(config: Any, size: int) -> int:
-    largest = int(config.vision_config.image_size)
+    largest, patch = int(config.vision_config.image_size), int(config.vision_config.patch_size)
     if size > largest:
         raise ValueError(f"image_size {size} is above {largest}, what this vision tower has positions for")
-    return _multiple_side(config, size, config.vision_config.patch_size * config.scale_factor)
+    # A rest of less than a patch is not seen: SmolVLM's first version sees 27 patches of 14 pixels in 384.
+    return _multiple_side(size // patch * patch, patch * config.scale_factor)
 
 
 def _qwen_side(config: Any, size: int) -> int:
-    return _multiple_side(config, size, config.vision_config.patch_size * config.vision_config.spatial_merge_size)
+    return _multiple_side(size, config.vision_config.patch_size * config.vision_config.spatial_merge_size)
 
 
 # Prompts: the chat templates that the models' authors publish beside them, for one turn of the user.
@@ -85,34 +87,32 @@ _IDEFICS = Family(
     vision="vision_model",
     connector=("connector",),
     language="text_model",
-    head="<|im_start|>User:",
+    heads=("<|im_start|>User:", "User:"),
     image_start="<fake_token_around_image><global-img>",
     image_end="<fake_token_around_image>",
     template="{instruction}<end_of_utterance>\nAssistant:",
 )
-_QWEN = {
-    "prepare": qwen_vision.prepare,
-    "language": "language_model",
-    "vision": "visual",
-    "mrope": True,
-    "head": "<|im_start|>user\n",
-    "image_start": "<|vision_start|>",
-    "image_end": "<|vision_end|>",
-    "template": "{instruction}<|im_end|>\n<|im_start|>assistant\n",
-}
-_LLAVA = Family(_features, _fixed_side, head="USER: ", template="\n{instruction} ASSISTANT:")
+_QWEN3 = Family(
+    qwen_vision.encode,
+    _qwen_side,
+    prepare=qwen_vision.prepare,
+    vision="visual",
+    connector=("visual.merger", "visual.deepstack_merger_list"),
+    mrope=True,
+    heads=("<|im_start|>user\n",),
+    image_start="<|vision_start|>",
+    image_end="<|vision_end|>",
+    template="{instruction}<|im_end|>\n<|im_start|>assistant\n",
+)
+_QWEN2_HEAD = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+_LLAVA = Family(_features, _fixed_side, heads=("USER: ",), template="\n{instruction} ASSISTANT:")
 
 FAMILIES: dict[str, Family] = {
     "tiny": Family(_features, _fixed_side, bidirectional=True, words_first=True),
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
     "paligemma": Family(_features, _fixed_side, bidirectional=True, first_position=1, template="{instruction}\n"),
-    "qwen2_5_vl": Family(qwen_vision.encode, _qwen_side, connector=("visual.merger",), **_QWEN),  # type: ignore[arg-type]
-    "qwen3_vl": Family(
-        qwen_vision.encode,
-        _qwen_side,
-        connector=("visual.merger", "visual.deepstack_merger_list"),
-        **_QWEN,  # type: ignore[arg-type]
-    ),
+    "qwen2_5_vl": replace(_QWEN3, connector=("visual.merger",), heads=(_QWEN2_HEAD,)),
+    "qwen3_vl": _QWEN3,
     "llava": _LLAVA,
 }

@@ -103,7 +103,7 @@ def describe(
         raise VolarError(f"{folder}: {error}; set image_size=") from error
     mean, std = image_statistics(folder)
     reader = SubwordTokenizer(tokenizer, 64)
-    head = _known(family.head, tokenizer)
+    head = next((text for text in family.heads if _known(text, tokenizer)), "")
     if head:  # what starts a sequence goes there, and not before the instruction again
         ids = tuple(int(i) for i in reader.encode(head) if i != NO_TOKEN)
         tokenizer = tokenizer | {"post_processor": None}
