@@ -46,6 +46,8 @@ def adapt(backbone: "Backbone", config: VolarConfig) -> None:
     for name, parameter in backbone.model.named_parameters():
         kind = how[part_of(backbone, name)]
         parameter.requires_grad_(kind == "full" or (kind == "lora" and ".lora_" in name))
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # small steps would be lost beside weights in bfloat16
 
 
 def merge(model: "VolarModel") -> "VolarModel":

@@ -106,7 +106,7 @@ def exportable(policy: "TorchPolicy") -> "TorchPolicy":
             f"tokenizer={config.tokenizer} gives sequences of varying length, which no static graph decodes: run the "
             "policy directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
         )
-    merge(policy.graph.model).float()
+    merge(policy.graph.model.float())
     return policy
 
 

@@ -78,8 +78,11 @@ def _from_pretrained(
 ) -> Network:
     from volar.vla.pretrained import TEXT_LENGTH, load_pretrained
 
-    if config.width is not None or config.layers is not None:
-        raise UsageError(f"width and layers are those of backbone=tiny; {config.backbone} has its own")
+    _require_no_dimensions(config, str(config.backbone))
+    full = [f"{part}=full" for part in PARTS if chosen.get(part, "full") == "full"]
+    if config.backbone_dtype != "float32" and full:
+        have = f"backbone_dtype={config.backbone_dtype} loses the small steps of {', '.join(full)}"
+        raise UsageError(f"{have}: frozen or lora, or backbone_dtype=float32 with precision=bf16")
     added = 0
     if config.action_ids == "added":
         if chosen.get("language", "full") != "full":
@@ -113,6 +116,8 @@ def _from_policy(config: "TrainConfig", contract: PolicyContract, chosen: dict[s
     has["image_size"] = backbone.image_size
     if isinstance(backbone, BackboneConfig):
         has |= {"width": backbone.width, "layers": backbone.layers}
+    else:
+        _require_no_dimensions(config, str(config.init))
     for name, value in has.items():
         if getattr(config, name) not in (None, value):
             raise VolarError(f"{config.init} has {name}={value}, not {getattr(config, name)}")
@@ -132,3 +137,8 @@ def _from_policy(config: "TrainConfig", contract: PolicyContract, chosen: dict[s
     model.config = wanted
     adapt(model.backbone, wanted)
     return Network(model, with_prompt(contract, backbone), words)
+
+
+def _require_no_dimensions(config: "TrainConfig", whose: str) -> None:
+    if config.width is not None or config.layers is not None:
+        raise UsageError(f"width and layers are those of backbone=tiny; {whose} has its own")

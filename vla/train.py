@@ -55,7 +55,7 @@ class TrainConfig:
     )
     image_size: int | None = field(default=None, metadata={"help": "pixels its images are resized to; null: its own"})
     backbone_dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "of a pretrained model's weights; bfloat16 halves what is frozen"}
+        default="float32", metadata={"help": "of a pretrained model's weights where they are frozen or lora"}
     )
     vision: Literal["frozen", "lora", "full"] | None = field(
         default=None, metadata={"help": "how the vision tower trains; full, or as in init"}
@@ -120,6 +120,14 @@ class TrainConfig:
             raise UsageError(f"scenes_fraction {self.scenes_fraction} is not in (0, 1); leave scenes= away for none")
         if self.execute_steps > self.chunk_length:
             raise UsageError(f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}")
+        if self.backbone_dtype != "float32" and self.backbone in (None, "tiny"):
+            raise UsageError(f"backbone_dtype={self.backbone_dtype} is for backbone=FOLDER, a pretrained model")
+        if (
+            self.lora_rank is not None
+            and self.init is None
+            and "lora" not in (self.vision, self.connector, self.language)
+        ):
+            raise UsageError("lora_rank is for vision=lora, connector=lora or language=lora")
         if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
             raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
         if self.scenes is not None and self.stage == "grounding":

@@ -37,7 +37,13 @@ def short(contract: PolicyContract) -> PolicyContract:
     return replace(contract, chunk_length=STEPS, execute_steps=1)
 
 
-def network(contract: PolicyContract, decoder: str, backbone: str = "tiny", **changes: Any) -> VolarModel:
+def network(
+    contract: PolicyContract,
+    decoder: str,
+    backbone: str = "tiny",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> VolarModel:
     torch.manual_seed(0)
     tokenizer = None
     if changes.get("tokenizer") == "fast":
@@ -49,7 +55,7 @@ def network(contract: PolicyContract, decoder: str, backbone: str = "tiny", **ch
         small = BackboneConfig(image_size=32, patch_size=4, vision_layers=1, layers=2, width=32, vision_width=32)
         config = VolarConfig(backbone=small, head_width=32, decoder=decoder, expert_width=32, **changes)  # type: ignore[arg-type]
         return VolarModel(config, contract, tokenizer=tokenizer).eval()
-    model = tiny_model(backbone)
+    model = tiny_model(backbone).to(dtype)
     raw = json.loads(model.config.to_json_string(use_diff=False))
     vlm = VlmConfig(model.config.model_type, raw, 32, head=(11, 12), image_start=(13,), image_end=(14, 15))
     side = Backbone(model, vlm).family.side(model.config, 32)
@@ -235,11 +241,14 @@ def test_saved_and_loaded_is_the_same_policy(
 @pytest.mark.parametrize("decoder", ["parallel", "autoregressive", "flow"])
 def test_a_backbone_in_half_precision(decoder: str, short: PolicyContract) -> None:
     """Its weights alone are in bfloat16: with autocast as in training, and without as in a policy, all else fits."""
-    model, mask = network(short, decoder, "smolvlm"), torch.ones(2, STEPS, dtype=torch.bool)
-    noise = torch.zeros(2, STEPS, 7)
+    noise, mask = torch.zeros(2, STEPS, 7), torch.ones(2, STEPS, dtype=torch.bool)
     with torch.inference_mode():
+        model = network(short, decoder, "smolvlm")
         whole = model.decoder.decode(model, seen(model), noise)
-    model.backbone.model.bfloat16()
+    low_rank: dict[str, Any] = dict.fromkeys(("vision", "connector", "language"), "lora")
+    model = network(short, decoder, "smolvlm", torch.bfloat16, **low_rank)
+    trained = [p for p in model.backbone.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = model.decoder.loss(model, seen(model), actions(), mask, 0)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -188,8 +188,21 @@ def test_errors_say_what_is_missing(settings: Settings, folder: Path, tmp_path: 
         load_pretrained(str(broken))
     with pytest.raises(UsageError, match="width and layers"):
         train(settings(backbone=str(folder), width=64))
+    with pytest.raises(UsageError, match="loses the small steps of connector=full"):
+        train(settings(backbone=str(folder), backbone_dtype="bfloat16", vision="frozen", language="lora"))
+    for changes in ({"lora_rank": 4}, {"backbone_dtype": "bfloat16"}, {"image_size": 0}):
+        with pytest.raises(UsageError, match=next(iter(changes))):
+            settings(**changes)
     with pytest.raises(UsageError, match="one token a number"):
         train(settings(tokenizer="fast"))
+
+
+def test_images_are_resized_to_what_is_asked_for(settings: Settings, folder: Path, look: Look, tmp_path: Path) -> None:
+    for of in ({"width": 16, "layers": 1}, {"backbone": str(folder)}):
+        train(settings(image_size=16, steps=1, overwrite=True, **of))
+        policy = load(tmp_path / LAST)
+        assert policy.graph.model.config.backbone.image_size == 16
+        assert policy.predict(look(0)).actions.shape == (2, 7)
 
 
 def test_a_long_instruction_names_the_length() -> None:
