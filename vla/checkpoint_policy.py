@@ -4,6 +4,8 @@ from pathlib import Path
 
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
+from volar.vla.action_tokenizers import load_tokenizer
+from volar.vla.backbone import VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
@@ -18,7 +20,8 @@ def load_parts(directory: Path) -> tuple[VolarModel, PolicyContract, Instruction
     config = VolarConfig.load(directory / "config.json")
     contract = PolicyContract.load(directory / "contract.json")
     tokenizer = InstructionTokenizer.load(directory / "tokenizer.json", config.text_length)
-    model = VolarModel(config, contract)
+    actions = load_tokenizer(directory) if config.tokenizer != "bins" else None
+    model = VolarModel(config, contract, tokenizer=actions)
     weights = directory / "model.safetensors"
     try:
         with safe_open(str(weights), "pt") as handle:
@@ -32,5 +35,13 @@ def load_parts(directory: Path) -> tuple[VolarModel, PolicyContract, Instruction
 
 
 def load(directory: Path) -> TorchPolicy:
-    """The policy in `directory`, on the CPU in float32; the entry point `volar.policies`."""
-    return TorchPolicy(*load_parts(directory))
+    """The policy in `directory`; the entry point `volar.policies`.
+
+    On the CPU, but with a pretrained backbone on a GPU if there is one.
+    """
+    import torch
+
+    model, contract, tokenizer = load_parts(directory)
+    if isinstance(model.config.backbone, VlmConfig) and torch.cuda.is_available():
+        model = model.cuda()
+    return TorchPolicy(model, contract, tokenizer)
