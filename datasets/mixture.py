@@ -36,12 +36,21 @@ MIXTURES = Path(__file__).parent / "configs" / "mixture"
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset of a mixture: its frames, and its contract with the statistics it is normalized with."""
+    """One dataset of a mixture: its frames, and its contract with the statistics it is normalized with.
+
+    `rows`: int64 (N,), the frames that are drawn from; None: all.
+    """
 
     name: str
     weight: float
     frames: FrameCache
     contract: PolicyContract
+    rows: NDArray[np.int64] | None = None
+
+    @property
+    def size(self) -> int:
+        """Frames that are drawn from."""
+        return len(self.frames) if self.rows is None else len(self.rows)
 
 
 def load_mixture(text: str) -> dict[str, float]:
@@ -114,7 +123,7 @@ class Mixture(IterableDataset[dict[str, Any]]):
         self.contract = sources[0].contract
         length = chunk_length or self.contract.chunk_length
         self.chunks = [ActionChunks(source.frames, length) for source in sources]
-        self.sizes = {source.name: len(source.frames) for source in sources}
+        self.sizes = {source.name: source.size for source in sources}
         by_size = {source.name: source.weight * self.sizes[source.name] for source in sources}
         self.shares = by_size if weights == "frames" else {source.name: source.weight for source in sources}
         self.order = MixtureOrder(self.sizes, self.shares, seed)
@@ -123,13 +132,17 @@ class Mixture(IterableDataset[dict[str, Any]]):
 
     def batch(self, number: int) -> Batch:
         """Batch `number` of the whole stream, in physical units."""
-        places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        return self.at(np.arange(number * self.batch_size, (number + 1) * self.batch_size))
+
+    def at(self, places: NDArray[np.int64]) -> Batch:
+        """The samples at rising places (B,) of the stream, in physical units."""
         source, index = self.order.at(places)
         parts, rows, instruction = [], [], 0
         for s, chunks in enumerate(self.chunks):
             row = np.flatnonzero(source == s)
             if len(row):
-                part = chunks.batch(index[row])
+                drawn = self.sources[s].rows
+                part = chunks.batch(index[row] if drawn is None else drawn[index[row]])
                 part = replace(part, source=source[row], instruction_id=part.instruction_id + np.int32(instruction))
                 parts.append(_with_cameras(part, self.contract.cameras))
                 rows.append(row)
