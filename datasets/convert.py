@@ -2,13 +2,14 @@
 
 It writes a LeRobotDataset v3 with meta/volar_contract.json: what states and actions mean, with their statistics.
 `volar-convert inspect path=...` says what is in a dataset of any of these forms, and what looks wrong in it.
+`volar-convert source=openvla --help`: an OpenVLA checkpoint to a policy directory.
 """
 
 import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ EXAMPLES = (
     "volar-convert source=hdf5 path=libero_spatial output=data/libero_spatial",
     "volar-convert source=lerobot path=old contract=widowx.json output=data/new on_error=skip resume=true",
     "volar-convert inspect path=data/bridge",
+    "volar-convert source=openvla path=openvla-7b dataset=bridge_orig output=runs/openvla-bridge",
 )
 
 
@@ -90,7 +92,24 @@ def main() -> int:
         return run(
             "volar-convert inspect", InspectConfig, inspect_dataset, doc=about, examples=INSPECT_EXAMPLES, argv=words
         )
+    if (other := other_converter(sys.argv[1:])) is not None:
+        return other(sys.argv[1:])
     return run("volar-convert", ConvertConfig, convert, doc=__doc__, examples=EXAMPLES)
+
+
+def other_converter(words: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+    """What makes something else than a dataset of the `source=` in the words: an entry point of `volar.converters`.
+
+    It takes the words itself. None for the sources of this module.
+    """
+    from importlib.metadata import entry_points
+
+    sources = [word.removeprefix("source=") for word in words if word.startswith("source=")]
+    for point in entry_points(group="volar.converters") if sources else ():
+        if point.name == sources[-1]:
+            converter: Callable[[Sequence[str]], int] = point.load()
+            return converter
+    return None
 
 
 def open_source(

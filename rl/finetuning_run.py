@@ -23,6 +23,7 @@ from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, Rollouts, Work
 from volar.rl.token_policy import token_policy
 from volar.rl.wire import encode_weights, trained_names
 from volar.robots.errors import VolarError
+from volar.vla.adapters import merge
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.processor_volar import save_policy
 from volar.vla.training_state import load_progress, load_training_state, publish, save_training_state
@@ -197,7 +198,10 @@ class FinetuningRun:
 
 
 def save_cloned(config: "FinetuneConfig") -> None:
-    """Copies the policy to `output/cloned`, as it will act here. Raises `ContractError` when it does not fit."""
+    """Copies the policy to `output/cloned`, as it will act here, low-rank updates merged.
+
+    Raises `ContractError` when it does not fit, `VolarError` for a decoder without independent tokens.
+    """
     from volar.robots.contract import require
     from volar.robots.policies import find_policy
     from volar.robots.spec import load_robot
@@ -206,8 +210,11 @@ def save_cloned(config: "FinetuneConfig") -> None:
     if not (folder / "config.json").is_file():
         raise VolarError(f"{config.policy} is an exported artifact, which cannot learn; give the policy directory")
     model, contract, tokenizer = load_parts(folder)
+    if model.config.decoder != "parallel":
+        have = f"{config.policy} decodes by decoder={model.config.decoder}"
+        raise VolarError(f"{have}; volar-finetune moves the tokens of decoder=parallel only")
     require(contract, load_robot(config.robot))
     steps = config.execute_steps or contract.execute_steps
     if steps > contract.chunk_length:
         raise VolarError(f"execute_steps={steps} is above the policy's chunk of {contract.chunk_length}")
-    save_policy(config.output / CLONED, model, replace(contract, execute_steps=steps), tokenizer)
+    save_policy(config.output / CLONED, merge(model), replace(contract, execute_steps=steps), tokenizer)

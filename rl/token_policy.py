@@ -17,7 +17,8 @@ from volar.datasets.normalizer import Normalizer
 from volar.rl.exploration import Exploration
 from volar.robots.contract import PolicyContract
 from volar.vla.action_tokenizers.uniform_bins import BINS
-from volar.vla.modeling_volar import POINTS, Trunk, VolarModel, pixels_from_images
+from volar.vla.heads import POINTS
+from volar.vla.modeling_volar import Trunk, VolarModel, pixels_from_images
 from volar.vla.processor_volar import StateScaler
 
 PRIVILEGED = "privileged"  # what only the critic sees

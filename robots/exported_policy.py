@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.interface import ActionChunk, Observation
-from volar.robots.tokenize_words import TokenizerError, WordTokenizer
+from volar.robots.tokenize_subwords import load_tokenizer
+from volar.robots.tokenize_words import TokenizerError
 
 FORMAT_VERSION = 1
 MANIFEST, CONTRACT, MODEL, TOKENIZER, GOLDEN = (
@@ -105,7 +106,7 @@ class ExportedPolicy:
         self._check_files()
         self._contract = self._load_contract()
         try:
-            self._tokenizer = WordTokenizer.load(path / TOKENIZER, self.manifest.text_length)
+            self._tokenizer = load_tokenizer(path / TOKENIZER, self.manifest.text_length)
         except TokenizerError as error:
             raise ArtifactError(path, "tokenizer", str(error)) from error
         self._session = self._load_model(threads)

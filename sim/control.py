@@ -183,12 +183,12 @@ def _check_words(policy: Path, template: str, instruction: str | None) -> None:
     """Says which words an artifact does not know. Raises `TokenizerError` when the instruction is too long for it."""
     from volar.robots.exported_policy import TOKENIZER, Manifest
     from volar.robots.policies import find_policy
-    from volar.robots.tokenize_words import WordTokenizer
+    from volar.robots.tokenize_subwords import load_tokenizer
 
     if instruction is None or not policy.is_dir():
         return
     artifact = find_policy(policy)
-    tokenizer = WordTokenizer.load(artifact / TOKENIZER, Manifest.load(artifact).text_length)
+    tokenizer = load_tokenizer(artifact / TOKENIZER, Manifest.load(artifact).text_length)
     tokenizer.encode(template.format(instruction=instruction))
     if unknown := tokenizer.unknown_words(instruction):
         print(f"note: the policy was never trained on: {', '.join(unknown)}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
+from volar.vla.action_tokenizers import load_tokenizer
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
@@ -18,7 +19,8 @@ def load_parts(directory: Path) -> tuple[VolarModel, PolicyContract, Instruction
     config = VolarConfig.load(directory / "config.json")
     contract = PolicyContract.load(directory / "contract.json")
     tokenizer = InstructionTokenizer.load(directory / "tokenizer.json", config.text_length)
-    model = VolarModel(config, contract)
+    actions = load_tokenizer(directory) if config.tokenizer != "bins" else None
+    model = VolarModel(config, contract, tokenizer=actions)
     weights = directory / "model.safetensors"
     try:
         with safe_open(str(weights), "pt") as handle:

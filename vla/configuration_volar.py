@@ -3,11 +3,16 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from volar.robots.errors import Unknown, VolarError
-from volar.vla.action_tokenizers import TOKENIZERS
-from volar.vla.backbone import BackboneConfig
+from volar.vla.action_tokenizers import action_tokenizer, tokenizer_class
+from volar.vla.action_tokenizers.uniform_bins import BINS
+from volar.vla.backbone import BackboneConfig, VlmConfig
+
+Decoding = Literal["parallel", "autoregressive", "flow"]
+Training = Literal["frozen", "lora", "full"]
+StateAs = Literal["projected", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -17,20 +22,41 @@ class VolarConfig:
     `camera_tokens`: tokens along one side that each camera keeps after pooling, in the contract's
     camera order; the first camera is also the one points are found in. `point_mean`, `point_std`:
     (3,) [m], the scale of pointed positions in the base frame. `text_length`: T tokens.
+    `decoder`: how actions come out (`vla/decoders/`); `action_tokens`: ids that its tokenizer takes. `state_as`:
+    proprioception as one projected embedding, or as one token a number. `vision`, `connector`, `language`: what of the
+    backbone trains, `lora_rank` being that of its low-rank updates. `expert_width`, `flow_steps`: of decoder `flow`.
     """
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: BackboneConfig | VlmConfig = field(default_factory=BackboneConfig)
     tokenizer: str = "bins"
     camera_tokens: tuple[int, ...] = (8, 4)
     head_width: int = 256
     text_length: int = 20
     point_mean: tuple[float, float, float] = (0.5, 0.0, 0.05)
     point_std: tuple[float, float, float] = (0.1, 0.1, 0.05)
+    decoder: Decoding = "parallel"
+    action_tokens: int = BINS
+    state_as: StateAs = "projected"
+    vision: Training = "full"
+    connector: Training = "full"
+    language: Training = "full"
+    lora_rank: int = 16
+    expert_width: int = 256
+    flow_steps: int = 10
     type: str = "volar"
 
     def __post_init__(self) -> None:
-        if self.tokenizer not in TOKENIZERS:
-            raise Unknown("tokenizer", self.tokenizer, TOKENIZERS)
+        named = (("decoder", Decoding), ("state_as", StateAs), ("vision", Training), ("connector", Training))
+        for name, choices in (*named, ("language", Training)):
+            if getattr(self, name) not in get_args(choices):
+                raise Unknown(name, getattr(self, name), get_args(choices))
+        if self.decoder == "autoregressive":
+            tokenizer_class(self.tokenizer)
+        else:
+            action_tokenizer(self.tokenizer, BINS)  # raises where the tokens are no numbers, one each
+        for name in ("lora_rank", "flow_steps", "expert_width"):
+            if getattr(self, name) < 1:
+                raise VolarError(f"{name} must be at least 1, is {getattr(self, name)}")
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
@@ -42,8 +68,12 @@ class VolarConfig:
             raw: dict[str, Any] = json.loads(path.read_text())
             if raw.get("type") != "volar":
                 raise VolarError(f"{path} is of policy type {raw.get('type')!r}, not 'volar'")
-            backbone = BackboneConfig(**raw.pop("backbone"))
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-            return VolarConfig(backbone=backbone, **values)
+            inner = _tuples(raw.pop("backbone"))
+            backbone = VlmConfig(**inner) if "architecture" in inner else BackboneConfig(**inner)
+            return VolarConfig(backbone=backbone, **_tuples(raw))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise VolarError(f"{path} is not a readable policy configuration: {error}") from error
+
+
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}

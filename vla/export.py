@@ -24,8 +24,10 @@ from volar.robots.errors import VolarError
 if TYPE_CHECKING:
     from volar.vla.processor_volar import TorchPolicy
 
-TOLERANCE = 1e-4  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
+TOLERANCE = 1e-5  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
+FLOW_TOLERANCE = 1e-4  # of numbers that are no bins' centres: each step adds the last one's rounding
 GOLDEN_OBSERVATIONS = 8
+PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; a file of protobuf ends at 2 GiB, and the rest goes beside it
 # int8 decides for another token here and there, and for an open or closed gripper where both are likely. What that
 # costs in success is measured, not deduced: volar-evaluate policy=ARTIFACT.
 INT8_AGREEMENT = 0.9
@@ -64,7 +66,7 @@ def export(config: ExportConfig) -> None:
         if not config.overwrite:
             raise VolarError(f"output {config.output} holds an artifact; give another folder, or overwrite=true")
     source = find_policy(config.policy or default_policy())
-    policy = load(source)
+    policy = exportable(load(source))
     temporary = config.output.with_name(f".{config.output.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -82,7 +84,7 @@ def export(config: ExportConfig) -> None:
         contract_sha256=policy.contract.sha256,
         text_length=policy.tokenizer.length,
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(temporary.iterdir())},
-        tolerance=TOLERANCE,
+        tolerance=FLOW_TOLERANCE if policy.graph.model.config.decoder == "flow" else TOLERANCE,
         precision=config.precision,
         agreement=INT8_AGREEMENT if config.precision == "int8" else 1.0,
     )
@@ -94,6 +96,20 @@ def export(config: ExportConfig) -> None:
     print(f"artifact: {config.output} ({size:.1f} MB, contract {policy.contract.sha256[:12]}, golden set verified)")
 
 
+def exportable(policy: "TorchPolicy") -> "TorchPolicy":
+    """The policy with low-rank updates merged, in float32. Raises `VolarError` for one that is no fixed graph."""
+    from volar.vla.adapters import merge
+
+    config = policy.graph.model.config
+    if config.decoder == "autoregressive" and config.tokenizer != "bins":
+        raise VolarError(
+            f"tokenizer={config.tokenizer} gives sequences of varying length, which no static graph decodes: run the "
+            "policy directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
+        )
+    merge(policy.graph.model.float())
+    return policy
+
+
 def write_graph(policy: "TorchPolicy", path: Path) -> None:
     """The inference graph as ONNX: batch one, static shapes."""
     import logging
@@ -103,6 +119,7 @@ def write_graph(policy: "TorchPolicy", path: Path) -> None:
 
     contract, graph = policy.contract, policy.graph
     names = [camera.name for camera in contract.cameras]
+    unrolled = graph.model.config.decoder == "autoregressive"
 
     class Positional(torch.nn.Module):
         """ONNX inputs are positional: one image tensor a camera, then state and ids."""
@@ -130,10 +147,22 @@ def write_graph(policy: "TorchPolicy", path: Path) -> None:
             input_names=[*(f"image.{name}" for name in names), "state", "input_ids"],
             output_names=["actions", "points"],
             dynamo=True,
-            external_data=False,
-            optimize=True,
+            external_data=sum(p.nbytes for p in graph.parameters()) > PROTOBUF_LIMIT,
+            # Its matcher takes time quadratic in a graph's length: minutes for tokens unrolled one after another.
+            optimize=not unrolled,
             verbose=False,
         )
+    without_traces(path)
+
+
+def without_traces(path: Path) -> None:
+    """Drops what the exporter noted at every node about this machine's source files: most of a small graph's size."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    for part in (*model.graph.node, *model.graph.value_info, *(n for f in model.functions for n in f.node)):
+        del part.metadata_props[:]
+    onnx.save(model, str(path))
 
 
 def quantize(path: Path) -> None:
@@ -180,10 +209,9 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
         ids = policy.tokenizer.encode([text])
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(image)[None] for name, image in images.items()}
-            outputs = policy.graph.outputs(tensors, torch.from_numpy(observation.state)[None], torch.from_numpy(ids))
-            top = outputs.action_logits.topk(2, -1).values
-            actions, points = policy.graph.decode(outputs), outputs.points
-        if float((top[..., 0] - top[..., 1]).min()) < 1e-3:
+            state_ = torch.from_numpy(observation.state)[None]
+            actions, points, margin = policy.graph.answer(tensors, state_, torch.from_numpy(ids))
+        if float(margin) < 1e-3:
             continue
         for name, image in images.items():
             kept.setdefault(f"image.{name}", []).append(image)
@@ -206,9 +234,11 @@ def model_card(policy: "TorchPolicy", source: Path, precision: str = "fp32") -> 
     contract = policy.contract
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in contract.cameras)
     action, config = contract.action, policy.graph.model.config
+    tokens = f"{config.decoder}, action tokenizer: {config.tokenizer}"
+    decoder = "flow, always from the same noise" if config.decoder == "flow" else tokens
     return f"""# Volar policy for {contract.robot}
 
-- backbone: {config.backbone.name}, action tokenizer: {config.tokenizer}, exported from `{source.name}` in {precision}
+- backbone: {config.backbone.name}, decoder: {decoder}, exported from `{source.name}` in {precision}
 - contract: `{contract.sha256}`
 - action: {action.kind} at {action.rate_hz:g} Hz ({", ".join(action.names)}), frame {action.frame},
   gripper {action.gripper}; chunks of {contract.chunk_length}, of which {contract.execute_steps} are

@@ -1,9 +1,10 @@
-"""Words of an instruction to token ids, for backbones made from scratch.
+"""Words of an instruction to token ids: those of a backbone made from scratch, or of a pretrained language model.
 
-A HuggingFace `tokenizer.json` of word level with a shipped vocabulary (`tokenizers/tiny.json`) and free slots:
-words that a dataset uses and the vocabulary lacks take a slot each when a policy is first trained, so that a
-checkpoint's shape does not depend on its instructions. Action bins are the 256 ids after the words, the last
-of the vocabulary, as in RT-2 and OpenVLA. Encoding is `robots`' own, which the robot computer uses too.
+From scratch: a HuggingFace `tokenizer.json` of word level with a shipped vocabulary (`tokenizers/tiny.json`) and free
+slots: words that a dataset uses and the vocabulary lacks take a slot each when a policy is first trained, so that a
+checkpoint's shape does not depend on its instructions. Action bins are the 256 ids after the words, the last of the
+vocabulary, as in RT-2 and OpenVLA. Pretrained: the `tokenizer.json` beside the model's weights. Encoding is `robots`'
+own, which the robot computer uses too.
 """
 
 import json
@@ -16,18 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.robots.errors import VolarError
-from volar.robots.tokenize_words import WordTokenizer
+from volar.robots.tokenize_subwords import SubwordTokenizer, tokenizer_from_json
 
 WORDS = 1024  # size of the word vocabulary, free slots included
 _SLOT = "<slot"
 
 
 class InstructionTokenizer:
-    """`encode(["lift the red block"]) -> int64 (1, T)`: <s>, words, <pad>. T is `length`."""
+    """`encode(["lift the red block"]) -> int64 (1, T)`: <s>, words, <pad>. T is `length`.
+
+    A pretrained model's pieces of words take the place of words, and `NO_TOKEN` that of <pad>.
+    """
 
     def __init__(self, tokenizer_json: dict[str, Any], length: int = 20) -> None:
         self._json = tokenizer_json
-        self._words = WordTokenizer.from_json(tokenizer_json, length)
+        self._words = tokenizer_from_json(tokenizer_json, length)
         self.length = length
 
     @staticmethod
@@ -42,7 +46,7 @@ class InstructionTokenizer:
     @property
     def size(self) -> int:
         """Number of word ids; the action bins follow."""
-        return len(self._words.vocabulary)
+        return self._words.size if isinstance(self._words, SubwordTokenizer) else len(self._words.vocabulary)
 
     def encode(self, instructions: Sequence[str]) -> NDArray[np.int64]:
         """B strings -> (B, T). Raises `VolarError` naming an instruction that is too long."""
@@ -53,7 +57,12 @@ class InstructionTokenizer:
         return self._words.unknown_words(text)
 
     def with_words(self, texts: Iterable[str]) -> "InstructionTokenizer":
-        """A tokenizer that also knows every word of `texts`; new words take free slots in sorted order."""
+        """A tokenizer that also knows every word of `texts`; new words take free slots in sorted order.
+
+        One of a pretrained model knows them all. Raises `VolarError` when the slots do not suffice.
+        """
+        if isinstance(self._words, SubwordTokenizer):
+            return self
         new = sorted({word for text in texts for word in self.unknown_words(text)})
         raw = json.loads(json.dumps(self._json))
         vocabulary: dict[str, int] = raw["model"]["vocab"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from volar.vla.action_tokenizers.uniform_bins import BINS, CENTRES
-from volar.vla.modeling_volar import Outputs
+from volar.vla.modeling_volar import Imitated, Outputs, Pointing
 
 # Standard deviation of the target over bins, in normalized action units; three bins wide. A neighbouring bin
 # is nearly right, and a hard target would not say so.
@@ -35,7 +35,7 @@ def action_loss(logits: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
-def point_losses(outputs: Outputs, points: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def point_losses(outputs: Outputs | Pointing, points: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Pointing: which patch (cross-entropy) and where (L1 of xyz in units of `std`, and of uv).
 
     points (B, 2, 5): x y z [m], u v; NaN where there is nothing to point at, which then carries no loss.
@@ -54,8 +54,13 @@ def point_losses(outputs: Outputs, points: Tensor, std: Tensor) -> tuple[Tensor,
     return patch, place + in_image.sum() / visible.sum().clamp(min=1)
 
 
-def imitation_loss(outputs: Outputs, actions: Tensor, mask: Tensor, points: Tensor, std: Tensor) -> Losses:
+def imitation_loss(
+    outputs: Outputs | Imitated, actions: Tensor, mask: Tensor, points: Tensor, std: Tensor
+) -> Losses:
     """The loss of both stages; frames without actions or points carry only the other's share."""
-    action = action_loss(outputs.action_logits, actions, mask)
+    if isinstance(outputs, Imitated):
+        action = outputs.action_loss
+    else:
+        action = action_loss(outputs.action_logits, actions, mask)
     patch, place = point_losses(outputs, points, std)
     return Losses(action + 0.5 * patch + 0.5 * place, action, patch, place)

@@ -1,11 +1,12 @@
-"""The policy network: one token sequence of words, images and proprioception; points and action tokens out.
+"""The policy network: one token sequence of words, images and proprioception; points and actions out.
 
-    [<s> lift the red block <pad>..] [front image] [wrist image] [proprio] [point queries] [action queries]
+    tiny:       [<s> lift the red block <pad>..] [front image] [wrist image] [proprio] [point queries] [actions]
+    pretrained: [head] [front image] [wrist image] [lift the red block, in its template] [proprio] [points] [actions]
 
-The language model runs once over all of it (parallel decoding of the whole chunk, as in OpenVLA-OFT, Kim et
-al. 2025). The prefix attends in both directions, as in PaliGemma; padding is masked. Hidden states of the two
-point queries are matched with the first camera's tokens to say where the named objects are; those positions,
-beside proprioception, enter the action head.
+What stands for actions is the decoder's: queries for all steps at once, tokens one after another, or noise that flows
+(`vla/decoders/`). The prefix attends as its language model was pretrained to: in both directions (tiny, PaliGemma) or
+causally; padding is masked. Hidden states of the two point queries are matched with the first camera's tokens to say
+where the named objects are; those positions, beside proprioception, enter the parallel decoder's action head.
 """
 
 from collections.abc import Mapping
@@ -14,30 +15,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from volar.datasets.episode import POINT_NAMES
 from volar.robots.contract import PolicyContract
-from volar.vla.action_tokenizers.uniform_bins import BINS
-from volar.vla.backbone import build_backbone
+from volar.robots.errors import VolarError
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
+from volar.vla.action_tokenizers.uniform_bins import BINS, EDGES, UniformBins
+from volar.vla.adapters import adapt
+from volar.vla.attention import attention_mask
+from volar.vla.backbone import Backbone, BackboneConfig, Piece, build_backbone
 from volar.vla.configuration_volar import VolarConfig
+from volar.vla.decoders import make_decoder
+from volar.vla.decoders.decoder import Decoded, Decoder, Prefix
+from volar.vla.heads import POINTS, ActionHead, PointHead
 from volar.vla.instruction_tokenizer import WORDS
+from volar.vla.qwen_vision import Features
 
-VOCABULARY = WORDS + BINS
-POINTS = len(POINT_NAMES)
+VOCABULARY = WORDS + BINS  # of tiny with a parallel decoder
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """Where the policy points, of B observations.
+
+    `patch_logits` (B, 2, P): which token of the first camera each point lies in. `points_uv` (B, 2, 2): place in that
+    image, fractions. `points` (B, 2, 3): position in the base frame [m].
+    """
+
+    patch_logits: Tensor
+    points_uv: Tensor
+    points: Tensor
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network says about a batch of B observations.
+    """What the network with a parallel decoder says about a batch of B observations.
 
-    `action_logits` (B, H, A, 256): over bins in rising order. `patch_logits` (B, 2, P): which token of
-    the first camera each point lies in. `points_uv` (B, 2, 2): place in that image, fractions.
-    `points` (B, 2, 3): position in the base frame [m].
+    `action_logits` (B, H, A, 256): over bins in rising order. The others as in `Pointing`.
     """
 
     action_logits: Tensor
     patch_logits: Tensor
     points_uv: Tensor
     points: Tensor
+
+
+@dataclass(frozen=True)
+class Imitated(Pointing):
+    """What a network is to learn from a batch: `action_loss`, a scalar."""
+
+    action_loss: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,113 +80,171 @@ class Trunk:
 
 
 class VolarModel(nn.Module):
-    """The network of `VolarConfig` for a contract's cameras, state and actions."""
+    """The network of `VolarConfig` for a contract's cameras, state and actions.
 
-    def __init__(self, config: VolarConfig, contract: PolicyContract) -> None:
+    `backbone`: one with weights, instead of a random one. `tokenizer`: of actions, where it is not `bins`.
+    """
+
+    def __init__(
+        self,
+        config: VolarConfig,
+        contract: PolicyContract,
+        backbone: Backbone | None = None,
+        tokenizer: ActionTokenizer | None = None,
+    ) -> None:
         super().__init__()
         if len(config.camera_tokens) != len(contract.cameras):
             raise ValueError(f"camera_tokens {config.camera_tokens} for {len(contract.cameras)} cameras")
-        self.config = config
+        self.config, self.tokenizer = config, tokenizer or UniformBins(BINS)
+        if self.tokenizer.size != config.action_tokens:
+            raise VolarError(f"the action tokenizer has {self.tokenizer.size} ids, the network {config.action_tokens}")
         self.action_shape = (contract.chunk_length, contract.action.size)  # (H, A)
-        self.backbone = build_backbone(config.backbone, VOCABULARY)
-        width = self.backbone.width
-        self.camera_embedding = nn.Parameter(torch.randn(len(contract.cameras), 1, width) * 0.02)
-        self.state_projection = nn.Sequential(
-            nn.Linear(len(contract.state_names), width), nn.SiLU(), nn.Linear(width, width)
-        )
-        self.point_queries = nn.Parameter(torch.randn(POINTS, width) * 0.02)
-        self.action_queries = nn.Parameter(torch.randn(contract.chunk_length, width) * 0.02)
+        ends = not isinstance(self.tokenizer, UniformBins)  # an id that ends a sequence
+        self.backbone = backbone or build_backbone(config.backbone, WORDS + config.action_tokens + ends)
+        width, own = self.backbone.width, isinstance(config.backbone, BackboneConfig)
+        scale = 0.02 if own else self.backbone.word_scale()
+        # Nothing is added to images that a pretrained model knows, until training finds what to.
+        self.camera_embedding = nn.Parameter(torch.randn(len(contract.cameras), 1, width) * (0.02 if own else 0.0))
+        if config.state_as == "projected":
+            self.state_projection = nn.Sequential(
+                nn.Linear(len(contract.state_names), width), nn.SiLU(), nn.Linear(width, width)
+            )
+        self.point_queries = nn.Parameter(torch.randn(POINTS, width) * scale)
+        if config.decoder == "parallel":
+            self.action_queries = nn.Parameter(torch.randn(contract.chunk_length, width) * scale)
         self.point_head = PointHead(config, width)
-        self.action_head = ActionHead(config, width, len(contract.state_names), contract.action.size)
+        if config.decoder == "parallel":
+            self.action_head = ActionHead(config, width, len(contract.state_names), contract.action.size)
+        self.decoder: Decoder = make_decoder(config, self.backbone, contract.action.size, self.tokenizer)
+        adapt(self.backbone, config)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Outputs:
+    @property
+    def vocabulary_size(self) -> int:
+        """Of words and action tokens, which are the last."""
+        return self.backbone.vocabulary_size
+
+    def forward(
+        self,
+        pixels: Tensor,
+        input_ids: Tensor,
+        state: Tensor,
+        camera_mask: Tensor | None = None,
+        actions: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int = 0,
+    ) -> Outputs | Imitated:
         """pixels (B, C, 3, h, w) in [-1, 1], input_ids (B, T), normalized state (B, S) -> `Outputs`.
 
         `camera_mask`: bool (B, C), False where nothing may attend to a camera's tokens; None where all are there.
+        Another decoder than parallel gives `Imitated`, of normalized `actions` (B, H, A) where `mask` (B, H) is True.
         """
-        seen = self.trunk(pixels, input_ids, state, camera_mask)
-        with torch.autocast(seen.queries.device.type, enabled=False):
-            logits = self.action_head(seen.queries, seen.scaled_points, state.float())
-        return Outputs(logits, seen.patch_logits, seen.points_uv, self.point_head.to_metres(seen.scaled_points))
+        if self.config.decoder == "parallel":
+            seen = self.trunk(pixels, input_ids, state, camera_mask)
+            with torch.autocast(seen.queries.device.type, enabled=False):
+                logits = self.action_head(seen.queries, seen.scaled_points, state.float())
+            return Outputs(logits, seen.patch_logits, seen.points_uv, self.point_head.to_metres(seen.scaled_points))
+        assert actions is not None
+        assert mask is not None
+        prefix = self.prefix(pixels, input_ids, state, camera_mask)
+        loss, hidden = self.decoder.loss(self, prefix, actions, mask, seed)
+        logits, uv, points = self.point(prefix, hidden)
+        return Imitated(logits, uv, self.point_head.to_metres(points), loss)
+
+    def decode(
+        self, pixels: Tensor, input_ids: Tensor, state: Tensor, noise: Tensor | None = None
+    ) -> tuple[Decoded, Pointing]:
+        """A chunk, and where the policy points; inputs as for `forward`."""
+        prefix = self.prefix(pixels, input_ids, state)
+        decoded = self.decoder.decode(self, prefix, noise)
+        logits, uv, points = self.point(prefix, decoded.hidden)
+        return decoded, Pointing(logits, uv, self.point_head.to_metres(points))
 
     def trunk(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Trunk:
-        """Everything before the action head, inputs as for `forward`."""
-        batch, cameras = pixels.shape[:2]
-        images = self.backbone.embed_images(pixels.flatten(0, 1))  # (B * C, g*g, D)
-        images = images.reshape(batch, cameras, *images.shape[1:])
-        views = [
-            pool_tokens(images[:, i], side) + self.camera_embedding[i]
-            for i, side in enumerate(self.config.camera_tokens)
-        ]
-        words = self.backbone.embed_words(input_ids)  # (B, T, D)
-        proprio = self.state_projection(state)[:, None]  # (B, 1, D)
-        queries = torch.cat([self.point_queries, self.action_queries]).expand(batch, -1, -1)  # (B, 2 + H, D)
-        sequence = torch.cat([words, *views, proprio, queries], dim=1)  # (B, L, D)
-        mask = attention_mask(input_ids, sequence.shape[1])
-        if camera_mask is not None:
-            seen = [camera_mask[:, i, None].expand(-1, view.shape[1]) for i, view in enumerate(views)]
-            before, after = words.shape[1], 1 + queries.shape[1]
-            mask = mask & nn.functional.pad(torch.cat(seen, 1), (before, after), value=True)[:, None]
-        hidden = self.backbone.hidden_states(sequence, mask)
+        """Everything before the parallel decoder's action head, inputs as for `forward`."""
+        prefix = self.prefix(pixels, input_ids, state, camera_mask)
+        hidden = self.run_queries(prefix)
+        patch_logits, uv, points = self.point(prefix, hidden)
+        return Trunk(hidden[:, prefix.length :].float(), patch_logits, uv, points)
 
-        first_view = hidden[:, words.shape[1] : words.shape[1] + views[0].shape[1]]  # (B, P, D)
-        chunk = self.action_shape[0]
+    def prefix(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Prefix:
+        """What precedes the actions; inputs as for `forward`."""
+        backbone, batch = self.backbone, len(state)
+        if camera_mask is None:
+            camera_mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
+        words = [Piece(backbone.embed_words(input_ids), backbone.present(input_ids))]  # (B, T, D)
+        first = backbone.family.words_first
+        pieces = words if first else self._marker("head", torch.ones_like(camera_mask[:, 0]))
+        view = (0, 0)
+        for i, features in enumerate(self._views(pixels)):
+            pieces = pieces + self._marker("image_start", camera_mask[:, i])
+            tokens = features[0].shape[1]
+            if i == 0:
+                before = sum(piece.embeddings.shape[1] for piece in pieces)
+                view = (before, before + tokens)
+            there = camera_mask[:, i, None].expand(-1, tokens)
+            pieces.append(Piece(features[0], there, self.config.camera_tokens[i], tuple(features[1:])))
+            pieces += self._marker("image_end", camera_mask[:, i])
+        queries = self.point_queries.expand(batch, -1, -1)
+        pieces += [*([] if first else words), *(_all_there(x) for x in (self._proprioception(state), queries))]
+        return Prefix(pieces, view, state)
+
+    def mask(self, present: Tensor, prefix: Prefix, causal_suffix: bool) -> Tensor:
+        """bool (B, L) -> (B, L, L): who attends to whom, as the language model was pretrained to."""
+        family = self.backbone.family
+        return attention_mask(
+            present,
+            prefix.length,
+            causal=not family.bidirectional,
+            causal_suffix=causal_suffix,
+            prefix_sees_suffix=family.words_first and not causal_suffix,
+        )
+
+    def run_queries(self, prefix: Prefix) -> Tensor:
+        """Hidden states (B, P + H, D) of prefix and action queries."""
+        queries = _all_there(self.action_queries.expand(len(prefix.state), -1, -1))
+        sequence = self.backbone.arrange([*prefix.pieces, queries])
+        mask = self.mask(sequence.present, prefix, causal_suffix=False)
+        return self.backbone.hidden_states(sequence.embeddings, mask, sequence.positions, sequence.deep)
+
+    def point(self, prefix: Prefix, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the prefix's hidden states (B, P.., D): patch logits, uv and scaled points, as in `Trunk`."""
         with torch.autocast(hidden.device.type, enabled=False):  # heads decide millimetres: full precision
-            tail = hidden[:, -(POINTS + chunk) :].float()
-            patch_logits, uv, points = self.point_head(tail[:, :POINTS], first_view.float())
-        return Trunk(tail[:, POINTS:], patch_logits, uv, points)
+            queries = hidden[:, prefix.length - POINTS : prefix.length].float()
+            found: tuple[Tensor, Tensor, Tensor] = self.point_head(queries, hidden[:, slice(*prefix.view)].float())
+        return found
+
+    def _views(self, pixels: Tensor) -> list[Features]:
+        """Of each camera, features (B, tokens, D) as `Backbone.embed_images` has them, pooled to the camera's side."""
+        batch, cameras = pixels.shape[:2]
+        features = [
+            found.reshape(batch, cameras, *found.shape[1:])
+            for found in self.backbone.embed_images(pixels.flatten(0, 1))
+        ]
+        views = [
+            [pool_tokens(found[:, i], side) for found in features] for i, side in enumerate(self.config.camera_tokens)
+        ]
+        return [[view[0] + self.camera_embedding[i], *view[1:]] for i, view in enumerate(views)]
+
+    def _marker(self, which: str, there: Tensor) -> list[Piece]:
+        """The ids that a pretrained model has at that place of a prompt, if any; there: bool (B,)."""
+        ids = getattr(self.config.backbone, which, ())
+        if not ids:
+            return []
+        embedded = self.backbone.embed_words(torch.tensor([ids], device=there.device))
+        return [Piece(embedded.expand(len(there), -1, -1), there[:, None].expand(-1, len(ids)))]
+
+    def _proprioception(self, state: Tensor) -> Tensor:
+        """Normalized state (B, S) -> (B, 1, D), or (B, S, D) with a token for each number: its bin in [-1, 1]."""
+        if self.config.state_as == "projected":
+            projected: Tensor = self.state_projection(state)[:, None]
+            return projected
+        edges = torch.tensor(EDGES, dtype=state.dtype, device=state.device)
+        bins = torch.bucketize(state.clamp(-1, 1).contiguous(), edges, right=True)  # 1..256
+        return self.backbone.embed_words(self.vocabulary_size - bins)
 
 
-class PointHead(nn.Module):
-    """Where the named objects are: attention over the first camera's tokens, then a regression."""
-
-    centres: Tensor
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, config: VolarConfig, width: int) -> None:
-        super().__init__()
-        side = config.camera_tokens[0]
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        inner = config.head_width
-        self.regress = nn.Sequential(nn.Linear(2 * width + 2, inner), nn.SiLU(), nn.Linear(inner, 5))
-        cells = (torch.arange(side) + 0.5) / side
-        v, u = torch.meshgrid(cells, cells, indexing="ij")
-        self.register_buffer("centres", torch.stack([u, v], -1).reshape(-1, 2), persistent=False)  # (P, 2)
-        self.register_buffer("mean", torch.tensor(config.point_mean), persistent=False)
-        self.register_buffer("std", torch.tensor(config.point_std), persistent=False)
-        self._cell = 1.0 / side
-
-    def forward(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """queries (B, 2, D), tokens (B, P, D) -> patch logits (B, 2, P), uv (B, 2, 2), scaled xyz (B, 2, 3)."""
-        logits = self.query(queries) @ self.key(tokens).mT / tokens.shape[-1] ** 0.5  # (B, 2, P)
-        attention = logits.softmax(-1)
-        seen, place = attention @ tokens, attention @ self.centres  # (B, 2, D), (B, 2, 2)
-        out = self.regress(torch.cat([queries, seen, 4 * (place - 0.5)], -1))  # (B, 2, 5)
-        return logits, place + self._cell * out[..., 3:], out[..., :3]
-
-    def to_metres(self, scaled: Tensor) -> Tensor:
-        return scaled * self.std + self.mean
-
-
-class ActionHead(nn.Module):
-    """Action tokens from the hidden states of the queries, the pointed positions and proprioception."""
-
-    def __init__(self, config: VolarConfig, width: int, state_size: int, action_size: int) -> None:
-        super().__init__()
-        inner = config.head_width
-        self.inputs = nn.Linear(width + 3 * POINTS + state_size, inner)
-        self.block = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, inner), nn.SiLU(), nn.Linear(inner, inner))
-        self.norm = nn.LayerNorm(inner)
-        self.bins = nn.Linear(inner, action_size * BINS)
-
-    def forward(self, queries: Tensor, points: Tensor, state: Tensor) -> Tensor:
-        """queries (B, H, D), scaled points (B, 2, 3), normalized state (B, S) -> logits (B, H, A, 256)."""
-        context = torch.cat([points.flatten(1).detach(), state], -1)[:, None].expand(-1, queries.shape[1], -1)
-        x = nn.functional.silu(self.inputs(torch.cat([queries, context], -1)))  # (B, H, inner)
-        x = x + self.block(x)
-        logits: Tensor = self.bins(self.norm(x))
-        return logits.reshape(*logits.shape[:-1], -1, BINS)
+def _all_there(embeddings: Tensor) -> Piece:
+    return Piece(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device))
 
 
 def pool_tokens(tokens: Tensor, side: int) -> Tensor:
@@ -171,12 +254,6 @@ def pool_tokens(tokens: Tensor, side: int) -> Tensor:
         return tokens
     square = tokens.mT.reshape(tokens.shape[0], tokens.shape[2], grid, grid)
     return nn.functional.avg_pool2d(square, grid // side).flatten(2).mT
-
-
-def attention_mask(input_ids: Tensor, length: int) -> Tensor:
-    """(B, T) -> (B, length, length): every token attends to every token that is not padding (id 0)."""
-    keys = nn.functional.pad(input_ids != 0, (0, length - input_ids.shape[1]), value=True)  # (B, L)
-    return keys[:, None, :].expand(-1, length, -1)
 
 
 def pixels_from_images(images: Mapping[str, Tensor], size: int) -> Tensor:

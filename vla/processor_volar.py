@@ -15,10 +15,10 @@ from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import PolicyContract
 from volar.robots.exported_policy import check_observation
 from volar.robots.interface import ActionChunk, Observation
-from volar.vla.action_tokenizers import action_tokenizer
+from volar.vla.action_tokenizers import action_tokenizer, save_tokenizer
 from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.instruction_tokenizer import InstructionTokenizer
-from volar.vla.modeling_volar import VOCABULARY, Outputs, VolarModel, pixels_from_images
+from volar.vla.modeling_volar import Outputs, VolarModel, pixels_from_images
 
 STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network nothing more
 
@@ -40,9 +40,12 @@ class StateScaler(nn.Module):
 
 
 class InferenceGraph(nn.Module):
-    """Raw observation tensors -> chunk in physical units. Greedy decoding of the action tokens."""
+    """Raw observation tensors -> chunk in physical units. Greedy decoding of the action tokens, if there are any."""
 
     table: Tensor
+    noise: Tensor
+    offset: Tensor
+    scale: Tensor
 
     def __init__(self, model: VolarModel, contract: PolicyContract) -> None:
         super().__init__()
@@ -51,19 +54,46 @@ class InferenceGraph(nn.Module):
         self.state_scaler = StateScaler(contract)
         normalizer = Normalizer.of_contract(contract, "action")
         # The head's bins rise, the tokens' ids fall. Physical values of each bin, clipped to the bounds: (A, 256)
-        ids = VOCABULARY - 1 - np.arange(BINS)
-        centres = action_tokenizer(model.config.tokenizer, VOCABULARY).decode(ids)[:, None]  # (256, 1)
+        centres = action_tokenizer("bins", BINS).decode(BINS - 1 - np.arange(BINS))[:, None]  # (256, 1)
+        self.low, self.high = np.array(contract.action.low), np.array(contract.action.high)
         table = normalizer.unnormalize(np.repeat(centres, contract.action.size, 1)).T
-        table = np.clip(table, np.array(contract.action.low)[:, None], np.array(contract.action.high)[:, None])
+        table = np.clip(table, self.low[:, None], self.high[:, None])
         self.register_buffer("table", torch.tensor(table, dtype=torch.float32))
+        self.register_buffer("offset", torch.tensor(normalizer.offset, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(normalizer.inverse_scale, dtype=torch.float32))
+        # What an artifact flows from: always the same, so that it answers the same.
+        drawn = torch.randn(1, *model.action_shape, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", drawn)
 
-    def forward(self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """{camera: uint8 (B, H, W, 3)}, (B, S), (B, T) -> actions (B, H, A), points (B, 2, 3) [m]."""
-        outputs = self.outputs(images, state, input_ids)
-        return self.decode(outputs), outputs.points
+    def forward(
+        self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """{camera: uint8 (B, H, W, 3)}, (B, S), (B, T) -> actions (B, H, A), points (B, 2, 3) [m].
+
+        `noise` (B, H, A): of decoder flow; one fixed chunk of it when None.
+        """
+        actions, points, _ = self.answer(images, state, input_ids, noise)
+        return actions, points
+
+    def answer(
+        self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and by how many logits (B,) the closest choice of a token was made; inf without tokens."""
+        if self.model.config.decoder == "parallel":
+            outputs = self.outputs(images, state, input_ids)
+            top = outputs.action_logits.topk(2, -1).values
+            return self.decode(outputs), outputs.points, (top[..., 0] - top[..., 1]).flatten(1).amin(1)
+        pixels = pixels_from_images(images, self.model.config.backbone.image_size)
+        if noise is None:
+            noise = self.noise.expand(len(state), -1, -1)
+        decoded, pointing = self.model.decode(pixels, input_ids, self.state_scaler(state), noise)
+        low, high = (torch.tensor(b, dtype=torch.float32, device=state.device) for b in (self.low, self.high))
+        actions = (decoded.actions * self.scale + self.offset).clamp(low, high)
+        margin = decoded.margin if decoded.margin is not None else torch.full_like(state[:, 0], torch.inf)
+        return actions, pointing.points, margin
 
     def outputs(self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor) -> Outputs:
-        """What the network says about raw observation tensors, shapes as in `forward`."""
+        """What the network with a parallel decoder says about raw observation tensors, shapes as in `forward`."""
         pixels = pixels_from_images(images, self.model.config.backbone.image_size)
         outputs: Outputs = self.model(pixels, input_ids, self.state_scaler(state))
         return outputs
@@ -82,30 +112,35 @@ class TorchPolicy:
         self.contract = contract
         self.tokenizer = tokenizer
         self.graph = InferenceGraph(model, contract).eval()
+        self._noise = torch.Generator().manual_seed(0)
 
     def reset(self, seed: int) -> None:
-        """Nothing to reset: decoding is greedy and the policy has no memory."""
+        """The seed decides the noise of decoder flow. The others decode greedily, and no policy has a memory."""
+        self._noise.manual_seed(seed)
 
     @torch.inference_mode()
     def predict(self, observation: Observation) -> ActionChunk:
         """Raises `ContractError` when cameras or state are not the contract's."""
         check_observation(self.contract, observation)
-        images = {
-            camera.name: torch.from_numpy(np.ascontiguousarray(observation.images[camera.name]))[None]
-            for camera in self.contract.cameras
-        }
+        images = {camera.name: torch.tensor(observation.images[camera.name])[None] for camera in self.contract.cameras}
         text = self.contract.instruction_template.format(instruction=observation.instruction)
         ids = torch.from_numpy(self.tokenizer.encode([text]))
-        actions, _ = self.graph(images, torch.from_numpy(observation.state)[None], ids)
+        noise = None
+        if self.graph.model.config.decoder == "flow":
+            noise = torch.randn(1, *self.graph.model.action_shape, generator=self._noise)
+        actions, _ = self.graph(images, torch.from_numpy(observation.state)[None], ids, noise)
         return ActionChunk(actions[0].numpy(), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)
 
 
 def save_policy(directory: Path, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
-    """Writes `config.json`, `contract.json`, `tokenizer.json`, `model.safetensors`."""
+    """Writes `config.json`, `contract.json`, `tokenizer.json`, `model.safetensors`; and the action tokenizer if it is
+    one that was trained."""
     from safetensors.torch import save_model
 
     directory.mkdir(parents=True, exist_ok=True)
     model.config.save(directory / "config.json")
     contract.save(directory / "contract.json")
     tokenizer.save(directory / "tokenizer.json")
+    if model.config.tokenizer != "bins":
+        save_tokenizer(model.tokenizer, directory)
     save_model(model, str(directory / "model.safetensors"), metadata={"contract_sha256": contract.sha256})

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,9 @@ EXAMPLES = (
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy",
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy resume=true",
     "volar-train dataset=runs mixture=demos:0.7,hover:0.3 augmentation.crop=0.9 minutes=5 output=runs/policy",
+    "volar-train dataset=runs/demos backbone=models/SmolVLM2-500M language=lora vision=frozen decoder=flow steps=20000 "
+    "learning_rate=1e-4 output=runs/vla",
+    "volar-train inspect_tokenizer dataset=runs/demos chunk_length=16",
 )
 
 
@@ -46,11 +50,36 @@ class TrainConfig:
     scenes: Path | None = field(default=None, metadata={"help": "generated scenes that cloning keeps pointing on"})
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
     init: Path | None = field(default=None, metadata={"help": "policy directory or run to start the weights from"})
-    backbone: str = field(default="tiny", metadata={"help": "vision-language model (tiny)"})
+    backbone: str | None = field(
+        default=None, metadata={"help": "tiny, a pretrained model's folder or Hub id; tiny, or that of init"}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "pixels its images are resized to; null: its own"})
+    backbone_dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "of a pretrained model's weights where they are frozen or lora"}
+    )
+    vision: Literal["frozen", "lora", "full"] | None = field(
+        default=None, metadata={"help": "how the vision tower trains; full, or as in init"}
+    )
+    connector: Literal["frozen", "lora", "full"] | None = field(
+        default=None, metadata={"help": "how what joins it to the language model trains; full, or as in init"}
+    )
+    language: Literal["frozen", "lora", "full"] | None = field(
+        default=None, metadata={"help": "how the language model trains; full, or as in init"}
+    )
+    lora_rank: int | None = field(default=None, metadata={"help": "of low-rank updates; 16, or as in init"})
+    decoder: Literal["parallel", "autoregressive", "flow"] | None = field(
+        default=None, metadata={"help": "how actions come out; parallel, or that of init"}
+    )
+    state_as: Literal["projected", "tokens"] | None = field(
+        default=None, metadata={"help": "proprioception: one embedding, or a token a number; projected, or as in init"}
+    )
+    action_ids: Literal["last", "added"] = field(
+        default="last", metadata={"help": "a pretrained model's last ids, as OpenVLA, or new ones behind them"}
+    )
     width: int | None = field(default=None, metadata={"help": "hidden size of tiny; 128, or that of init"})
     layers: int | None = field(default=None, metadata={"help": "its language model's layers; 4, or those of init"})
     recipe: str | None = field(default=None, metadata={"group": True, "help": "named settings, before the others"})
-    tokenizer: str = field(default="bins", metadata={"help": "action tokenizer (bins)"})
+    tokenizer: str = field(default="bins", metadata={"help": "action tokenizer: bins; fast for decoder=autoregressive"})
     chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
     execute_steps: int = field(default=2, metadata={"help": "of which executed before looking again"})
     normalization: Literal["q01_q99", "min_max"] = field(
@@ -78,8 +107,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give steps=N or minutes=M, one of the two")
-        positive = ("steps", "minutes", "width", "layers", "chunk_length", "execute_steps", "batch_size")
-        for name in (*positive, "learning_rate", "warmup_steps"):
+        positive = ("steps", "minutes", "width", "layers", "chunk_length", "execute_steps", "batch_size", "image_size")
+        for name in (*positive, "learning_rate", "warmup_steps", "lora_rank"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, is {value}")
@@ -91,6 +120,16 @@ class TrainConfig:
             raise UsageError(f"scenes_fraction {self.scenes_fraction} is not in (0, 1); leave scenes= away for none")
         if self.execute_steps > self.chunk_length:
             raise UsageError(f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}")
+        if self.backbone_dtype != "float32" and self.backbone in (None, "tiny"):
+            raise UsageError(f"backbone_dtype={self.backbone_dtype} is for backbone=FOLDER, a pretrained model")
+        if (
+            self.lora_rank is not None
+            and self.init is None
+            and "lora" not in (self.vision, self.connector, self.language)
+        ):
+            raise UsageError("lora_rank is for vision=lora, connector=lora or language=lora")
+        if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
+            raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
         if self.scenes is not None and self.stage == "grounding":
             raise UsageError("scenes= is for cloning; stage=grounding takes them as dataset=")
         if self.resume and self.overwrite:
@@ -183,6 +222,17 @@ def prepare_output(config: TrainConfig) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["inspect_tokenizer"]:
+        from volar.vla import inspect_tokenizer as inspect
+
+        return run(
+            "volar-train inspect_tokenizer",
+            inspect.InspectTokenizerConfig,
+            inspect.inspect_tokenizer,
+            doc=inspect.__doc__,
+            examples=inspect.EXAMPLES,
+            argv=sys.argv[2:],
+        )
     configs = Path(__file__).parent / "configs"
     return run("volar-train", TrainConfig, train, doc=__doc__, examples=EXAMPLES, config_dir=configs)
 

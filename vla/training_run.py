@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ from volar.datasets.lerobot_format import load_contract
 from volar.datasets.mixture import Source
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
-from volar.vla.backbone import BackboneConfig
-from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import Losses, imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
+from volar.vla.network import make_network, with_prompt
 from volar.vla.processor_volar import save_policy
 from volar.vla.training_data import Part, make_parts, open_frames, open_sources
 from volar.vla.training_state import (
@@ -83,38 +82,8 @@ class TrainingRun:
         last = config.output / "checkpoints" / "last"
         if config.resume and last.exists():
             return TrainingRun._resumed(config, last, groups, contract)
-        if config.init is not None:
-            from volar.robots.policies import find_policy
-            from volar.vla.checkpoint_policy import load_parts
-
-            model, before, tokenizer = load_parts(find_policy(config.init))
-            require_same_inputs(before, contract, config.init)
-            has: dict[str, str | int] = {"backbone": model.config.backbone.name, "tokenizer": model.config.tokenizer}
-            has |= {"width": model.config.backbone.width, "layers": model.config.backbone.layers}
-            for name, value in has.items():
-                if getattr(config, name) not in (None, value):
-                    raise VolarError(f"{config.init} has {name}={value}, not {getattr(config, name)}")
-            model = with_contract(model, contract)
-        else:
-            tokenizer = InstructionTokenizer.load()
-            size = contract.cameras[0].width
-            if size % 8:
-                raise VolarError(f"images of {size} pixels do not divide into 8 x 8 patches; collect image_size=96")
-            width, layers = config.width or BackboneConfig.width, config.layers or BackboneConfig.layers
-            backbone = BackboneConfig(
-                name=config.backbone,
-                image_size=size,
-                patch_size=size // 8,
-                vision_width=width,
-                vision_layers=max(1, layers - 1),
-                width=width,
-                layers=layers,
-            )
-            sides = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
-            architecture = VolarConfig(
-                backbone=backbone, tokenizer=config.tokenizer, camera_tokens=sides, head_width=2 * width
-            )
-            model = VolarModel(architecture, contract)
+        network = make_network(config, contract, sources)
+        model, contract, tokenizer = network.model, network.contract, network.tokenizer
         tokenizer = tokenizer.with_words(instructions)
         parts = make_parts(config, groups, contract, tokenizer)
         return TrainingRun(config, model, contract, tokenizer, parts, choose_precision(config.precision))
@@ -127,6 +96,7 @@ class TrainingRun:
         from volar.vla.checkpoint_policy import load_parts
 
         model, before, tokenizer = load_parts(last / "pretrained_model")  # the averaged weights
+        contract = with_prompt(contract, model.config.backbone)
         progress = load_progress(last / "training_state")
         parts = make_parts(config, groups, contract, tokenizer)
         frames = [part.frames for part in parts]
@@ -153,7 +123,8 @@ class TrainingRun:
         sample = self.batch(self.step)
         with self.accelerator.autocast():
             cameras = None if sample["camera_mask"].all() else sample["camera_mask"]
-            outputs = self.model(sample["pixels"], sample["input_ids"], sample["state"], cameras)
+            seen = (sample["pixels"], sample["input_ids"], sample["state"], cameras)
+            outputs = self.model(*seen, sample["actions"], sample["mask"], self.draws)
         losses = imitation_loss(outputs, sample["actions"], sample["mask"], sample["points"], self.point_std)
         self.accelerator.backward(losses.total)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -162,6 +133,11 @@ class TrainingRun:
         self.step += 1
         self.average.update(self.bare, self.step)
         return losses
+
+    @property
+    def draws(self) -> int:
+        """A seed for what this step's loss draws, determined by the run's seed and the step."""
+        return int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1)[0])
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The tensors of one step on the device."""
@@ -251,16 +227,6 @@ def require_same_inputs(a: PolicyContract, b: PolicyContract, where: Path | None
     found = differences(b, a, ignore=ignore)
     if found:
         raise ContractError(f"{where} does not fit the dataset: " + "; ".join(map(str, found)))
-
-
-def with_contract(model: VolarModel, contract: PolicyContract) -> VolarModel:
-    """The weights in a network of this contract; the chunk's queries may differ in number."""
-    fresh = VolarModel(model.config, contract)
-    weights: dict[str, Any] = model.state_dict()
-    if weights["action_queries"].shape != fresh.action_queries.shape:
-        weights["action_queries"] = fresh.action_queries.detach()
-    fresh.load_state_dict(weights)
-    return fresh
 
 
 def choose_precision(wanted: str) -> str:

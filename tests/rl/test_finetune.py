@@ -16,6 +16,7 @@ from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.policies import load_policy
 from volar.vla.checkpoint_policy import load_parts
+from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import save_policy
 
 
@@ -74,6 +75,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Path, policy_folder: Path, 
     finetune(config(policy_folder, output, 3, resume=True))
     assert all(torch.equal(a, weights(run)[name]) for name, a in weights(output).items())
     assert moments(output) == moments(run)
+
+
+def test_another_decoder_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    model, contract, tokenizer = load_parts(policy_folder)
+    flow = VolarModel(replace(model.config, decoder="flow", expert_width=16), contract)
+    save_policy(tmp_path / "flow", flow, contract, tokenizer)
+    with pytest.raises(VolarError, match="decoder=flow; volar-finetune moves the tokens of decoder=parallel"):
+        finetune(config(tmp_path / "flow", tmp_path / "out", 1))
 
 
 def test_everything_can_learn(policy_folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from volar.robots.policy_process import PolicyProcess, PolicyProcessError
 if TYPE_CHECKING:
     from .conftest import TinyArtifact
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def process(artifact: "TinyArtifact") -> Iterator[PolicyProcess]:

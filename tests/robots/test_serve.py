@@ -29,6 +29,8 @@ from volar.robots.serve import PolicyServer, ServeConfig
 if TYPE_CHECKING:
     from .conftest import TinyArtifact
 
+pytestmark = pytest.mark.real_time
+
 PATIENCE_S = 60.0  # for what comes at once on an idle machine
 
 

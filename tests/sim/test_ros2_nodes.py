@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 else:
     Graph = _module.Graph
 
+pytestmark = pytest.mark.real_time
+
 TINY = ("task=reach", "image_size=16", "camera_hz=50")
 
 

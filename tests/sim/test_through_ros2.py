@@ -11,6 +11,8 @@ from volar.robots.errors import UsageError  # noqa: E402
 from volar.sim.evaluate import EvaluateConfig  # noqa: E402
 from volar.sim.through_ros2 import Ros2ClosedLoop  # noqa: E402
 
+pytestmark = pytest.mark.real_time
+
 MOVED_RAD = 0.02
 
 

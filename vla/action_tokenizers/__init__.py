@@ -1,13 +1,50 @@
 """Action tokenizers: one file each, and one line here."""
 
-from volar.robots.errors import Unknown
+import json
+from pathlib import Path
+
+from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
+from volar.vla.action_tokenizers.fast import Fast
 from volar.vla.action_tokenizers.uniform_bins import UniformBins
 
-TOKENIZERS = {"bins": UniformBins}
+TOKENIZERS: dict[str, type[ActionTokenizer]] = {"bins": UniformBins, "fast": Fast}
+FILE = "action_tokenizer.json"  # in a policy directory
+
+
+def tokenizer_class(name: str) -> type[ActionTokenizer]:
+    """Raises `Unknown` naming the choices."""
+    if name not in TOKENIZERS:
+        raise Unknown("tokenizer", name, TOKENIZERS)
+    return TOKENIZERS[name]
 
 
 def action_tokenizer(name: str, vocabulary_size: int) -> UniformBins:
-    """The tokenizer of that name, its ids at the end of a vocabulary of `vocabulary_size`."""
-    if name not in TOKENIZERS:
-        raise Unknown("tokenizer", name, TOKENIZERS)
-    return TOKENIZERS[name](vocabulary_size)
+    """The tokenizer of that name for a decoder that predicts one token a number, its ids at the vocabulary's end.
+
+    Raises `Unknown`, and `UsageError` for one whose sequences vary in length.
+    """
+    if tokenizer_class(name) is not UniformBins:
+        raise UsageError(
+            f"tokenizer={name} does not give one token a number, which this decoder needs; "
+            "give tokenizer=bins, or decoder=autoregressive"
+        )
+    return UniformBins(vocabulary_size)
+
+
+def save_tokenizer(tokenizer: ActionTokenizer, directory: Path) -> None:
+    """Writes `action_tokenizer.json` into a policy directory."""
+    name = next(name for name, kind in TOKENIZERS.items() if type(tokenizer) is kind)
+    (directory / FILE).write_text(json.dumps({"type": name, **tokenizer.to_json()}) + "\n")
+
+
+def load_tokenizer(directory: Path) -> ActionTokenizer:
+    """The tokenizer of a policy directory. Raises `VolarError` naming the file that cannot be read."""
+    path = directory / FILE
+    try:
+        raw = json.loads(path.read_text())
+        return tokenizer_class(str(raw["type"])).from_json(raw)
+    except VolarError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare `Exception`s
+        raise VolarError(f"{path} holds no action tokenizer: {error!r}; use another checkpoint") from error

@@ -4,10 +4,14 @@
 1..256; decoding takes centre `clip(vocabulary_size - id - 1, 0, 254)`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from volar.vla.action_tokenizers.action_tokenizer import DecodeError, checked_chunk, checked_first_id, checked_ids
 
 BINS = 256
 EDGES = np.linspace(-1.0, 1.0, BINS)  # (256,)
@@ -16,7 +20,10 @@ CENTRES = (EDGES[:-1] + EDGES[1:]) / 2  # (255,)
 
 @dataclass(frozen=True)
 class UniformBins:
-    """Normalized actions in [-1, 1] to token ids at the end of a vocabulary, and back."""
+    """Normalized actions in [-1, 1] to token ids at the end of a vocabulary, and back: one token a number.
+
+    A vocabulary that was made 256 larger for them ends with them too: as added tokens, its last.
+    """
 
     vocabulary_size: int
 
@@ -39,3 +46,35 @@ class UniformBins:
             tokens = f"{self.first_id}..{self.vocabulary_size - 1}"
             raise ValueError(f"token {ids[outside].flat[0]} is no action token ({tokens})")
         return CENTRES[np.clip(self.vocabulary_size - ids - 1, 0, BINS - 2)]
+
+    @property
+    def size(self) -> int:
+        return BINS
+
+    @classmethod
+    def train(cls, chunks: NDArray[np.floating]) -> Self:
+        """Nothing is learned: the bins are the same for all data."""
+        checked_chunk(chunks, dimensions=3)
+        return cls(BINS)
+
+    def placed(self, first_id: int) -> Self:
+        return type(self)(checked_first_id(first_id) + BINS)
+
+    def encode_chunk(self, chunk: NDArray[np.floating]) -> list[int]:
+        """Time-major: all dimensions of the first step first, as OpenVLA's one step."""
+        ids: list[int] = self.encode(checked_chunk(chunk)).reshape(-1).tolist()
+        return ids
+
+    def decode_chunk(self, ids: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float64]:
+        own = checked_ids(ids, self.first_id, BINS)
+        steps, size = shape
+        if len(own) != steps * size:
+            raise DecodeError(f"{len(own)} tokens are not one for each of {steps} x {size} = {steps * size} numbers")
+        return self.decode(own + self.first_id).reshape(shape)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"vocabulary_size": self.vocabulary_size}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        return cls(int(raw["vocabulary_size"]))

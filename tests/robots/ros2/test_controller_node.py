@@ -13,6 +13,8 @@ from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
+pytestmark = pytest.mark.real_time
+
 Stage = Callable[..., tuple[Any, Any]]
 PERIODS = 30
 PIXELS = 16  # of the artifact

@@ -21,6 +21,8 @@ from volar.robots.fr3 import FR3  # noqa: E402
 from volar.robots.loop_state import LATCHING  # noqa: E402
 from volar.robots.ros2.messages import stamp_ns  # noqa: E402
 
+pytestmark = pytest.mark.real_time
+
 Stage = Callable[..., tuple[Any, Any]]
 PERIOD_NS = 10_000_000
 

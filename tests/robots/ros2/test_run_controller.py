@@ -19,6 +19,8 @@ from volar.robots.loop_state import LATCHING
 from volar.robots.ros2.controller_command import help_text
 from volar.robots.ros2.parameters import NodeSettings
 
+pytestmark = pytest.mark.real_time
+
 RUN = "import sys; from volar.sim.control import main; sys.exit(main())"
 WITHOUT_ROS2 = f"import sys; sys.modules['rclpy'] = None; {RUN}"
 

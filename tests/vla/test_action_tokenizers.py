@@ -1,0 +1,179 @@
+"""What holds for every action tokenizer, and what FAST promises beyond that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from volar.robots.errors import UsageError, VolarError
+from volar.vla.action_tokenizers import FILE, TOKENIZERS, action_tokenizer, load_tokenizer, save_tokenizer
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, DecodeError
+from volar.vla.action_tokenizers.fast import SCALE, Fast, dct, train_fast
+
+SHAPE = (8, 7)
+
+
+def motions(count: int, steps: int = SHAPE[0], seed: int = 0) -> NDArray[np.float64]:
+    """Smooth chunks (N, H, 7) as demonstrations have them, with a gripper that opens or closes."""
+    rng = np.random.default_rng(seed)
+    drift = np.cumsum(rng.normal(0, 0.08, (count, steps, 6)), axis=1) + rng.uniform(-0.5, 0.5, (count, 1, 6))
+    closes = rng.integers(0, 2 * steps, (count, 1, 1))
+    gripper = (np.arange(steps)[None, :, None] < closes).astype(float)
+    return np.clip(np.concatenate([drift, gripper], axis=2), -1, 1)
+
+
+CHUNKS = motions(2000)
+TRAINED: dict[str, ActionTokenizer] = {name: kind.train(CHUNKS) for name, kind in TOKENIZERS.items()}
+WORST = {"bins": 1 / 255, "fast": np.sqrt(SHAPE[0]) / (2 * SCALE)}  # how far a number in [-1, 1] may come back
+numbers = arrays(np.float64, SHAPE, elements=st.floats(-1, 1))
+every = pytest.mark.parametrize("tokenizer", TRAINED.values(), ids=TRAINED.keys())
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(chunk=numbers, first_id=st.integers(0, 40_000))
+@settings(deadline=None)
+def test_any_chunk_comes_back_within_the_bound(name: str, chunk: NDArray[np.float64], first_id: int) -> None:
+    tokenizer = TRAINED[name].placed(first_id)
+    ids = tokenizer.encode_chunk(chunk)
+    assert 1 <= len(ids) <= chunk.size
+    assert all(first_id <= i < first_id + tokenizer.size for i in ids)
+    back = tokenizer.decode_chunk(ids, SHAPE)
+    assert back.shape == SHAPE
+    assert np.abs(back - chunk).max() <= WORST[name] + 1e-9
+    assert np.abs(back).max() <= 1.0
+
+
+@every
+def test_ids_may_lie_anywhere(tokenizer: ActionTokenizer) -> None:
+    plain = tokenizer.placed(0).encode_chunk(CHUNKS[0])
+    at_the_end = tokenizer.placed(32_000 - tokenizer.size)
+    assert at_the_end.first_id + at_the_end.size == 32_000
+    assert at_the_end.encode_chunk(CHUNKS[0]) == [i + 32_000 - tokenizer.size for i in plain]
+    with pytest.raises(ValueError, match="-1"):
+        tokenizer.placed(-1)
+
+
+@every
+def test_values_outside_are_clipped(tokenizer: ActionTokenizer) -> None:
+    assert tokenizer.encode_chunk(CHUNKS[0] * 50) == tokenizer.encode_chunk(np.clip(CHUNKS[0] * 50, -1, 1))
+
+
+@every
+def test_a_saved_tokenizer_is_the_same(tokenizer: ActionTokenizer, tmp_path: Path) -> None:
+    placed = tokenizer.placed(1280)
+    save_tokenizer(placed, tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded == placed
+    assert type(loaded) is type(placed)
+    for chunk in motions(50, seed=1):
+        assert loaded.encode_chunk(chunk) == placed.encode_chunk(chunk)
+
+
+@every
+def test_a_file_that_is_no_tokenizer_is_named(tokenizer: ActionTokenizer, tmp_path: Path) -> None:
+    save_tokenizer(tokenizer, tmp_path)
+    raw: dict[str, Any] = json.loads((tmp_path / FILE).read_text())
+    for key in raw:
+        broken = {name: value for name, value in raw.items() if name != key}
+        (tmp_path / FILE).write_text(json.dumps(broken))
+        with pytest.raises(VolarError, match=f"{FILE} holds no action tokenizer: KeyError\\('{key}'\\)"):
+            load_tokenizer(tmp_path)
+    (tmp_path / FILE).write_text(json.dumps({**raw, "type": "fsat"}))
+    with pytest.raises(VolarError, match="fsat"):
+        load_tokenizer(tmp_path)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(VolarError, match=FILE):
+        load_tokenizer(tmp_path)
+
+
+@every
+def test_ids_that_are_no_chunk_are_refused(tokenizer: ActionTokenizer) -> None:
+    placed = tokenizer.placed(100)
+    ids = placed.encode_chunk(CHUNKS[0])
+    with pytest.raises(DecodeError, match="empty"):
+        placed.decode_chunk([], SHAPE)
+    for stranger in (99, 100 + placed.size, -1):
+        with pytest.raises(DecodeError, match=rf"token {stranger} at place {len(ids)} .*\(100\.\.{99 + placed.size}\)"):
+            placed.decode_chunk([*ids, stranger], SHAPE)
+    for wrong in (ids[:-1], [*ids, ids[0]]):
+        with pytest.raises(DecodeError, match="8 x 7 = 56"):
+            placed.decode_chunk(wrong, SHAPE)
+
+
+@every
+def test_what_is_no_chunk_is_refused(tokenizer: ActionTokenizer) -> None:
+    for bad in (np.nan, np.inf):
+        chunk = CHUNKS[0].copy()
+        chunk[3, 2] = bad
+        with pytest.raises(ValueError, match="non-finite"):
+            tokenizer.encode_chunk(chunk)
+        with pytest.raises(ValueError, match="non-finite"):
+            type(tokenizer).train(chunk[None])
+    for shape in ((56,), (1, 8, 7), (0, 7)):
+        with pytest.raises(ValueError, match=r"must be \(H, A\)"):
+            tokenizer.encode_chunk(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"must be \(N, H, A\)"):
+        type(tokenizer).train(CHUNKS[0])
+
+
+def test_a_decoder_of_one_token_a_number_refuses_others() -> None:
+    with pytest.raises(UsageError, match="tokenizer=bins"):
+        action_tokenizer("fast", 32_000)
+
+
+@given(st.integers(1, 64))
+def test_the_transform_is_scipys(steps: int) -> None:
+    from scipy.fft import dct as reference
+
+    x = np.random.default_rng(steps).normal(size=(steps, 3))
+    np.testing.assert_allclose(dct(steps) @ x, reference(x, axis=0, norm="ortho"), atol=1e-12)
+    np.testing.assert_allclose(dct(steps).T @ dct(steps), np.eye(steps), atol=1e-12)
+
+
+def test_the_lowest_frequency_of_all_dimensions_comes_first() -> None:
+    """Without merges the ids are the integers themselves, so that their order can be read off."""
+    fast = Fast.train(motions(1), vocabulary=2 * 29 + 1)
+    constant = np.tile(np.linspace(-0.6, 0.6, 7), (8, 1))  # only the first coefficients: sqrt(8) x
+    q = np.array(fast.encode_chunk(constant)) - fast.largest
+    assert q[:7].tolist() == np.rint(10 * np.sqrt(8) * constant[0]).tolist()
+    assert not q[7:].any()
+
+
+def test_training_data_decides_the_merges_only() -> None:
+    """A chunk unlike anything in the training data is encoded as exactly as any other."""
+    fast = train_fast(np.zeros((10, *SHAPE)))
+    assert len(fast.encode_chunk(np.zeros(SHAPE))) == 1
+    wild = np.random.default_rng(0).choice([-1.0, 1.0], SHAPE)
+    assert np.abs(fast.decode_chunk(fast.encode_chunk(wild), SHAPE) - wild).max() <= WORST["fast"]
+
+
+def test_coefficients_beyond_the_alphabet_are_clipped_to_its_end() -> None:
+    fast = TRAINED["fast"]
+    assert isinstance(fast, Fast)
+    longer = np.ones((32, 7))  # its first coefficients are sqrt(32), the alphabet ends at sqrt(8)
+    back = fast.decode_chunk(fast.encode_chunk(longer), (32, 7))
+    np.testing.assert_allclose(back, fast.largest / SCALE / np.sqrt(32))
+
+
+def test_smooth_motion_needs_few_tokens() -> None:
+    fast = TRAINED["fast"]
+    unseen = motions(200, seed=5)
+    mean = np.mean([len(fast.encode_chunk(chunk)) for chunk in unseen])
+    assert mean < 0.6 * SHAPE[0] * SHAPE[1]  # against one token a number
+    errors = [np.abs(fast.decode_chunk(fast.encode_chunk(chunk), SHAPE) - chunk).mean() for chunk in unseen]
+    assert np.mean(errors) < 0.03
+
+
+def test_training_is_deterministic_and_bounded() -> None:
+    chunks = motions(500, seed=2)
+    assert train_fast(chunks, 512) == train_fast(chunks, 512)
+    assert train_fast(chunks, 512).size == 512
+    assert train_fast(chunks[:, :1], 1024).size < 1024  # nothing left to merge
+    with pytest.raises(ValueError, match="59 integers, more than a vocabulary of 50"):
+        train_fast(chunks, 50)

@@ -1,0 +1,278 @@
+"""The decoders through their interface, on tiny and on pretrained families with random weights."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from volar.robots.contract import PolicyContract
+from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.interface import Observation
+from volar.vla.action_tokenizers.action_tokenizer import DecodeError
+from volar.vla.action_tokenizers.fast import Fast
+from volar.vla.backbone import Backbone, BackboneConfig, VlmConfig
+from volar.vla.checkpoint_policy import load
+from volar.vla.configuration_volar import VolarConfig
+from volar.vla.decoders.autoregressive import Autoregressive
+from volar.vla.decoders.decoder import Prefix
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.modeling_volar import VolarModel
+from volar.vla.processor_volar import TorchPolicy, save_policy
+
+from .tiny_vlms import tiny_model, tiny_tokenizer
+
+Look = Callable[[int], Observation]
+STEPS = 2
+BACKBONES = ("tiny", "smolvlm", "paligemma2", "qwen3_vl")
+
+
+@pytest.fixture(scope="module")
+def short(contract: PolicyContract) -> PolicyContract:
+    return replace(contract, chunk_length=STEPS, execute_steps=1)
+
+
+def network(
+    contract: PolicyContract,
+    decoder: str,
+    backbone: str = "tiny",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> VolarModel:
+    torch.manual_seed(0)
+    tokenizer = None
+    if changes.get("tokenizer") == "fast":
+        chunks = np.random.default_rng(0).uniform(-1, 1, (60, contract.chunk_length, 7))
+        chunks[::2] = 0.0
+        tokenizer = Fast.train(chunks)
+        changes["action_tokens"] = tokenizer.size
+    if backbone == "tiny":
+        small = BackboneConfig(image_size=32, patch_size=4, vision_layers=1, layers=2, width=32, vision_width=32)
+        config = VolarConfig(backbone=small, head_width=32, decoder=decoder, expert_width=32, **changes)  # type: ignore[arg-type]
+        return VolarModel(config, contract, tokenizer=tokenizer).eval()
+    model = tiny_model(backbone).to(dtype)
+    raw = json.loads(model.config.to_json_string(use_diff=False))
+    vlm = VlmConfig(model.config.model_type, raw, 32, head=(11, 12), image_start=(13,), image_end=(14, 15))
+    side = Backbone(model, vlm).family.side(model.config, 32)
+    config = VolarConfig(
+        backbone=vlm,
+        camera_tokens=(side, side),
+        head_width=32,
+        decoder=decoder,  # type: ignore[arg-type]
+        expert_width=32,
+        **changes,
+    )
+    return VolarModel(config, contract, Backbone(model, vlm), tokenizer).eval()
+
+
+def seen(model: VolarModel, batch: int = 2, times: int = 1) -> Prefix:
+    """A prefix of different rows, each so many times."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(batch, 2, 3, 32, 32, generator=generator) * 2 - 1
+    padding = 0 if model.config.backbone.name == "tiny" else -1
+    ids = torch.tensor([[20, 21, 22, padding], [30, 31, 32, 33]])[:batch]
+    state = torch.rand(batch, 10, generator=generator) * 2 - 1
+    return model.prefix(*(part.repeat_interleave(times, 0) for part in (pixels, ids, state)))
+
+
+def actions(batch: int = 2, steps: int = STEPS) -> Tensor:
+    return torch.rand(batch, steps, 7, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_decoding_says_the_probabilities_of_what_it_decodes(backbone: str, short: PolicyContract) -> None:
+    """With a cache, in one pass over all tokens, and one token at a time without a cache: the same numbers."""
+    model = network(short, "autoregressive", backbone)
+    decoder = model.decoder
+    assert isinstance(decoder, Autoregressive)
+    with torch.inference_mode():
+        prefix = seen(model)
+        decoded = decoder.decode(model, prefix)
+        assert decoded.tokens is not None
+        assert decoded.log_probabilities is not None
+        tokens = decoded.tokens
+        assert tokens.shape == (2, STEPS * 7)
+        assert len(tokens.unique()) > 1
+        taught = decoder.log_probabilities(model, prefix, tokens)
+        for i in range(tokens.shape[1]):
+            logits, _ = decoder.token_logits(model, prefix, tokens[:, : i + 1])
+            assert torch.equal(logits[:, -1].argmax(-1) + decoder.first_id, tokens[:, i])
+    torch.testing.assert_close(taught, decoded.log_probabilities, atol=1e-5, rtol=1e-5)
+
+
+def test_parallel_probabilities_are_those_of_its_tokens(short: PolicyContract) -> None:
+    model = network(short, "parallel")
+    with torch.inference_mode():
+        decoded = model.decoder.decode(model, seen(model))
+        assert decoded.tokens is not None
+        assert decoded.log_probabilities is not None
+        again = model.decoder.log_probabilities(model, seen(model), decoded.tokens)
+        torch.testing.assert_close(again, decoded.log_probabilities)
+        back = model.tokenizer.placed(model.vocabulary_size - 256).decode_chunk(decoded.tokens[0].tolist(), (STEPS, 7))
+    np.testing.assert_allclose(back, decoded.actions[0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", ["parallel", "autoregressive", "flow"])
+def test_masked_steps_carry_no_loss(decoder: str, short: PolicyContract) -> None:
+    model, whole = network(short, decoder), torch.ones(2, STEPS, dtype=torch.bool)
+    prefix, wanted = seen(model), actions()
+
+    def loss(mask: Tensor, target: Tensor) -> float:
+        return float(model.decoder.loss(model, prefix, target, mask, 0)[0].detach())
+
+    cut = whole.clone()
+    cut[1, 1:] = False
+    other = wanted.clone()
+    other[1, 1:] = -other[1, 1:]
+    assert loss(torch.zeros_like(whole), wanted) == 0
+    assert loss(whole, wanted) != loss(whole, other)
+    if decoder != "flow":  # its noisy steps see one another, those after an episode's end too
+        assert loss(cut, wanted) == pytest.approx(loss(cut, other), abs=1e-6)
+
+
+def test_only_action_tokens_carry_loss(short: PolicyContract) -> None:
+    """The loss is the mean of minus the log-probabilities of the chunk's tokens, and of nothing else."""
+    model = network(short, "autoregressive", tokenizer="fast")
+    decoder = model.decoder
+    assert isinstance(decoder, Autoregressive)
+    wanted = actions()
+    wanted[1] = 0.0  # few tokens: the rest of its row is padding
+    tokens = decoder.encode(wanted)
+    lengths = (tokens >= 0).sum(1)
+    assert lengths[0] > lengths[1]
+    assert all(tokens[i, n - 1] == decoder.first_id for i, n in enumerate(lengths))  # the end
+    with torch.no_grad():
+        loss, _ = decoder.loss(model, seen(model), wanted, torch.ones(2, STEPS, dtype=torch.bool), 0)
+        said = decoder.log_probabilities(model, seen(model), tokens)
+    assert said[1, lengths[1] :].abs().sum() == 0
+    assert float(loss) == pytest.approx(float(-said.sum() / lengths.sum()), rel=1e-5)
+
+
+def test_sequences_of_varying_length_come_back_as_chunks_or_errors(short: PolicyContract) -> None:
+    model = network(short, "autoregressive", tokenizer="fast")
+    decoder = model.decoder
+    assert isinstance(decoder, Autoregressive)
+    with torch.inference_mode():
+        hidden, *_ = decoder.token_logits(model, seen(model, 1), decoder.encode(actions(1)))
+        assert hidden.shape[-1] == model.tokenizer.size + 1
+        with pytest.raises(DecodeError):  # an untrained network says no chunk, and no zeros are made of it
+            decoder.decode(model, seen(model, 1))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "tokenizer", "steps", "times", "near"),
+    [("autoregressive", "bins", 60, 1, 0.01), ("autoregressive", "fast", 60, 1, 0.1), ("flow", "bins", 250, 8, 0.12)],
+)
+def test_overfitted_decoders_say_what_they_learned(
+    decoder: str, tokenizer: str, steps: int, times: int, near: float, short: PolicyContract
+) -> None:
+    """Each comes back with the chunk it was trained on, from what it saw: loss, decoding and tokens fit together."""
+    model = network(short, decoder, tokenizer=tokenizer).train()
+    wanted = (actions() * 0.8).repeat_interleave(times, 0)
+    mask = torch.ones(wanted.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        prefix = seen(model, times=times)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        loss, _ = model.decoder.loss(model, prefix, wanted, mask, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    noise = torch.randn(2, STEPS, 7, generator=torch.Generator().manual_seed(9))
+    with torch.inference_mode():
+        found = model.eval().decoder.decode(model, seen(model), noise).actions  # as in `prefix`
+    assert (found - wanted[::times]).abs().mean() < near
+
+
+def test_flow_is_decided_by_its_noise(short: PolicyContract, look: Look) -> None:
+    policy = TorchPolicy(network(short, "flow"), short, InstructionTokenizer.load())
+    policy.reset(3)
+    a, b = policy.predict(look(0)).actions, policy.predict(look(0)).actions
+    policy.reset(3)
+    again = policy.predict(look(0)).actions
+    assert np.array_equal(a, again)
+    assert not np.array_equal(a, b)
+    low, high = np.array(short.action.low, np.float32), np.array(short.action.high, np.float32)
+    assert (a >= low).all()
+    assert (a <= high).all()
+    with pytest.raises(VolarError, match="no action tokens"):
+        policy.graph.model.decoder.log_probabilities(policy.graph.model, seen(policy.graph.model), torch.zeros(2, 14))
+
+
+def test_the_expert_sees_the_prefix_through_every_layer(short: PolicyContract) -> None:
+    model = network(short, "flow", "smolvlm")
+    noise = torch.zeros(2, STEPS, 7)
+    with torch.inference_mode():
+        prefix = seen(model)
+        before = model.decoder.decode(model, prefix, noise).actions
+        for layer in range(2):
+            moved = network(short, "flow", "smolvlm")
+            moved.backbone.language_model.layers[layer].self_attn.v_proj.weight.mul_(-1)
+            assert not torch.allclose(before, moved.decoder.decode(moved, prefix, noise).actions)
+        padding = prefix.pieces[-3]  # the instruction, padded in the first row: what it holds there is not seen
+        changed = replace(padding, embeddings=torch.where(padding.present[..., None], padding.embeddings, 9.0))
+        pieces = [changed if piece is padding else piece for piece in prefix.pieces]
+        same = model.decoder.decode(model, replace(prefix, pieces=pieces), noise).actions
+    assert not padding.present.all()
+    torch.testing.assert_close(same, before, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("decoder", ["parallel", "autoregressive", "flow"])
+@pytest.mark.parametrize("backbone", ["tiny", "qwen3_vl"])
+def test_saved_and_loaded_is_the_same_policy(
+    decoder: str, backbone: str, short: PolicyContract, look: Look, tmp_path: Path
+) -> None:
+    model = network(short, decoder, backbone, state_as="tokens")
+    words = InstructionTokenizer.load() if backbone == "tiny" else InstructionTokenizer(tiny_tokenizer())
+    save_policy(tmp_path, model, short, words)
+    found = []
+    for policy in (TorchPolicy(model, short, words), load(tmp_path)):
+        policy.reset(1)
+        found.append([policy.predict(look(i)).actions for i in range(2)])
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0][0], found[0][1])
+
+
+@pytest.mark.parametrize("decoder", ["parallel", "autoregressive", "flow"])
+def test_a_backbone_in_half_precision(decoder: str, short: PolicyContract) -> None:
+    """Its weights alone are in bfloat16: with autocast as in training, and without as in a policy, all else fits."""
+    noise, mask = torch.zeros(2, STEPS, 7), torch.ones(2, STEPS, dtype=torch.bool)
+    with torch.inference_mode():
+        model = network(short, decoder, "smolvlm")
+        whole = model.decoder.decode(model, seen(model), noise)
+    low_rank: dict[str, Any] = dict.fromkeys(("vision", "connector", "language"), "lora")
+    model = network(short, decoder, "smolvlm", torch.bfloat16, **low_rank)
+    trained = [p for p in model.backbone.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.decoder.loss(model, seen(model), actions(), mask, 0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert model.backbone.dtype == torch.bfloat16
+    assert model.point_queries.grad is not None
+    assert torch.isfinite(model.point_queries.grad).all()
+    with torch.inference_mode():
+        half = model.decoder.decode(model, seen(model), noise)
+    torch.testing.assert_close(half.hidden.float(), whole.hidden, atol=0.15, rtol=0.1)
+
+
+def test_state_as_tokens_is_seen(short: PolicyContract) -> None:
+    model = network(short, "parallel", state_as="tokens")
+    pixels, ids = torch.zeros(1, 2, 3, 32, 32), torch.tensor([[2, 20, 21]])
+    with torch.inference_mode():
+        a, b, c = (model.trunk(pixels, ids, torch.full((1, 10), x)).queries for x in (0.5, 0.501, -0.5))
+    assert torch.equal(a, b)  # one bin
+    assert not torch.allclose(a, c)
+
+
+def test_choices_are_named(short: PolicyContract) -> None:
+    with pytest.raises(Unknown, match="autoregressive, flow, parallel"):
+        VolarConfig(decoder="diffusion")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="one token a number"):
+        VolarConfig(decoder="parallel", tokenizer="fast")
+    with pytest.raises(VolarError, match="tokenizer has 256 ids, the network 300"):
+        VolarModel(VolarConfig(decoder="autoregressive", action_tokens=300), short)

@@ -1,0 +1,65 @@
+"""What of a backbone trains: nothing, low-rank updates (LoRA, Hu et al., 2021) or everything, for each of its parts.
+
+Parts are the vision tower, the connector between it and the language model, and the language model with its embeddings
+and head. A merged network is one of plain layers that computes the same.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from volar.vla.configuration_volar import VolarConfig
+
+if TYPE_CHECKING:
+    from volar.vla.backbone import Backbone
+    from volar.vla.modeling_volar import VolarModel
+
+Part = Literal["vision", "connector", "language"]
+PARTS: tuple[Part, ...] = ("vision", "connector", "language")
+
+
+def part_of(backbone: "Backbone", name: str) -> Part:
+    """The part of a module or parameter of `backbone.model`, by its name there."""
+    inner, family = name.removeprefix("model."), backbone.family
+    if any(inner == path or inner.startswith(f"{path}.") for path in family.connector):
+        return "connector"
+    return "vision" if inner.startswith(f"{family.vision}.") else "language"
+
+
+def adapt(backbone: "Backbone", config: VolarConfig) -> None:
+    """Freezes and extends a backbone of plain layers as a configuration says, in place."""
+    how: dict[Part, str] = {part: getattr(config, part) for part in PARTS}
+    layers = [
+        name
+        for name, module in backbone.model.named_modules()
+        # Not the head, often the words' embedding in another role, nor subclasses, whose weights others read.
+        if type(module) is nn.Linear and name != "lm_head" and how[part_of(backbone, name)] == "lora"
+    ]
+    if layers:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        low_rank = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_rank, target_modules=layers)
+        inject_adapter_in_model(low_rank, backbone.model)
+    if set(how.values()) == {"full"}:
+        return
+    for name, parameter in backbone.model.named_parameters():
+        kind = how[part_of(backbone, name)]
+        parameter.requires_grad_(kind == "full" or (kind == "lora" and ".lora_" in name))
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # small steps would be lost beside weights in bfloat16
+
+
+def merge(model: "VolarModel") -> "VolarModel":
+    """Adds low-rank updates to the weights they belong to, in place; all of the result trains. Returns the model."""
+    backbone: Any = model.backbone.model
+    for name, module in list(backbone.named_modules()):
+        if hasattr(module, "get_base_layer"):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(backbone, "peft_config"):
+        del backbone.peft_config  # else the next updates would be taken for further ones
+    model.backbone.requires_grad_(True)
+    model.config = replace(model.config, vision="full", connector="full", language="full")
+    return model

@@ -1,0 +1,123 @@
+"""One action token after another, through the language model's own embeddings and head (RT-2, OpenVLA, pi0-FAST).
+
+Ids are the last of the vocabulary, so that an untouched language model can say them. The head is read at those ids
+only: no other word can be decoded, and a softmax over a quarter of a million words is saved. A tokenizer whose
+sequences vary in length has one id more, just before its own, that ends a sequence.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
+from volar.vla.action_tokenizers.uniform_bins import UniformBins
+from volar.vla.backbone import Piece
+from volar.vla.decoders.decoder import Decoded, Prefix
+
+if TYPE_CHECKING:
+    from volar.vla.modeling_volar import VolarModel
+
+NOTHING = -1  # id of no token
+
+
+class Autoregressive(nn.Module):
+    """`start`: the embedding that asks for the first token; all else is the language model's."""
+
+    def __init__(self, width: int, scale: float, tokenizer: ActionTokenizer, vocabulary_size: int) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, width) * scale)
+        self.tokenizer = tokenizer.placed(vocabulary_size - tokenizer.size)
+        self.fixed = isinstance(tokenizer, UniformBins)  # one token a number: as long as a chunk
+        self.first_id = self.tokenizer.first_id - (not self.fixed)  # also that of the end, if any
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """(B, H, A) -> ids (B, T) with the end, then `NOTHING`."""
+        chunks = actions.detach().float().cpu().numpy()
+        if self.fixed:
+            ids: Any = self.tokenizer.encode(chunks).reshape(len(chunks), -1)  # type: ignore[attr-defined]
+            return torch.from_numpy(ids).to(actions.device)
+        rows = [[*self.tokenizer.encode_chunk(chunk), self.first_id] for chunk in chunks]
+        tokens = np.full((len(rows), max(map(len, rows))), NOTHING)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        return torch.from_numpy(tokens).to(actions.device)
+
+    def token_logits(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, T) -> logits (B, T, ids), each from the tokens before it alone, and the prefix's hidden states."""
+        before = self._inputs(model, tokens[:, :-1])
+        sequence = model.backbone.arrange([*prefix.pieces, before])
+        mask = model.mask(sequence.present, prefix, causal_suffix=True)
+        hidden = model.backbone.hidden_states(sequence.embeddings, mask, sequence.positions, sequence.deep)
+        return model.backbone.logits(hidden[:, prefix.length :], self.first_id), hidden[:, : prefix.length]
+
+    def loss(
+        self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        tokens = self.encode(actions)
+        logits, hidden = self.token_logits(model, prefix, tokens)
+        # A sequence of varying length says all of a chunk or nothing; else each token is of one step.
+        wanted = mask.any(1)[:, None] if not self.fixed else mask.repeat_interleave(actions.shape[2], 1)
+        counted = wanted & (tokens != NOTHING)
+        losses = nn.functional.cross_entropy(logits.float().mT, self._local(tokens), reduction="none")  # (B, T)
+        return (losses * counted).sum() / counted.sum().clamp(min=1), hidden
+
+    def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
+        logits, _ = self.token_logits(model, prefix, tokens)
+        chosen = logits.float().log_softmax(-1).gather(-1, self._local(tokens)[..., None])[..., 0]
+        return chosen * (tokens != NOTHING)
+
+    def decode(self, model: "VolarModel", prefix: Prefix, noise: Tensor | None = None) -> Decoded:
+        """Raises `DecodeError` when the tokens are no chunk, which `bins` always are."""
+        steps, size = model.action_shape
+        hidden, tokens, log_probabilities, margins = self._generate(model, prefix, steps * size + (not self.fixed))
+        if isinstance(self.tokenizer, UniformBins):
+            centres = torch.tensor(
+                self.tokenizer.decode(np.arange(self.first_id, model.vocabulary_size)),
+                dtype=torch.float32,
+                device=tokens.device,
+            )
+            actions = centres[tokens - self.first_id].reshape(-1, steps, size)
+        else:
+            rows = [[i for i in row if i not in (NOTHING, self.first_id)] for row in tokens.tolist()]
+            chunks = np.stack([self.tokenizer.decode_chunk(row, (steps, size)) for row in rows])
+            actions = torch.from_numpy(chunks).float().to(tokens.device)
+        return Decoded(actions, hidden, tokens, log_probabilities, margins.amin(1))
+
+    def _generate(self, model: "VolarModel", prefix: Prefix, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The prefix's hidden states; then of up to `most` tokens ids, log-probabilities and margins, each (B, T)."""
+        backbone, cache = model.backbone, model.backbone.new_cache()
+        seen = backbone.arrange(prefix.pieces)
+        mask = model.mask(seen.present, prefix, causal_suffix=True)
+        hidden = backbone.hidden_states(seen.embeddings, mask, seen.positions, seen.deep, cache)
+        present, place = seen.present, seen.next_position
+        piece = self._inputs(model, seen.present.new_zeros(prefix.batch, 0, dtype=torch.long))
+        chosen, values, margins = [], [], []
+        ended = seen.present.new_zeros(prefix.batch)
+        for _ in range(most):
+            step = backbone.arrange([piece], place)
+            present, place = torch.cat([present, step.present], 1), step.next_position
+            last = backbone.hidden_states(step.embeddings, present[:, None], step.positions, (), cache)
+            scores = backbone.logits(last[:, -1], self.first_id).float()  # (B, ids)
+            best = scores.argmax(-1)
+            top = scores.topk(2, -1).values
+            margins.append((top[:, 0] - top[:, 1]).masked_fill(ended, torch.inf))
+            values.append(scores.log_softmax(-1).amax(-1).masked_fill(ended, 0.0))
+            token = (best + self.first_id).masked_fill(ended, NOTHING)
+            chosen.append(token)
+            if not self.fixed:
+                ended = ended | (token == self.first_id)
+                if bool(ended.all()):
+                    break
+            piece = Piece(backbone.embed_words(token[:, None]), (token != NOTHING)[:, None])
+        return hidden, torch.stack(chosen, 1), torch.stack(values, 1), torch.stack(margins, 1)
+
+    def _inputs(self, model: "VolarModel", tokens: Tensor) -> Piece:
+        """The start, then tokens (B, T)."""
+        begin = self.start.expand(len(tokens), 1, -1)
+        embeddings = torch.cat([begin, model.backbone.embed_words(tokens).to(begin.dtype)], 1)
+        return Piece(embeddings, nn.functional.pad(tokens != NOTHING, (1, 0), value=True))
+
+    def _local(self, tokens: Tensor) -> Tensor:
+        return (tokens - self.first_id).clamp(min=0)

@@ -1,0 +1,144 @@
+"""The network that a training run starts with: new, around a pretrained backbone, or another policy's."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from volar.datasets.mixture import Source
+from volar.robots.contract import PolicyContract
+from volar.robots.errors import UsageError, VolarError
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
+from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
+from volar.vla.adapters import PARTS, adapt, merge
+from volar.vla.backbone import BackboneConfig, VlmConfig
+from volar.vla.configuration_volar import VolarConfig
+from volar.vla.families import FAMILIES
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.modeling_volar import VolarModel
+
+if TYPE_CHECKING:
+    from volar.vla.train import TrainConfig
+
+CHOSEN = ("decoder", "state_as", "lora_rank", *PARTS)  # settings that `init` brings along where they are left away
+_DECODERS_OWN = ("action_queries", "action_head.", "decoder.", "state_projection.")  # weights
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with what goes with it; the contract says how its instructions are put."""
+
+    model: VolarModel
+    contract: PolicyContract
+    tokenizer: InstructionTokenizer
+
+
+def make_network(config: "TrainConfig", contract: PolicyContract, sources: list[Source]) -> Network:
+    """The network of a new run's settings. Raises `VolarError` for settings that do not go together."""
+    chosen = {name: value for name in CHOSEN if (value := getattr(config, name)) is not None}
+    if config.init is not None:
+        return _from_policy(config, contract, chosen)
+    actions: ActionTokenizer = UniformBins(BINS)
+    if config.tokenizer != "bins":
+        from volar.vla.tokenizer_data import train_tokenizer
+
+        actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
+    chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
+    if config.backbone in (None, "tiny"):
+        model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
+        return Network(model, contract, InstructionTokenizer.load())
+    return _from_pretrained(config, contract, chosen, actions)
+
+
+def with_prompt(contract: PolicyContract, backbone: BackboneConfig | VlmConfig) -> PolicyContract:
+    """The contract with instructions put as the backbone was instructed: part of what a policy assumes."""
+    if isinstance(backbone, BackboneConfig):
+        return contract
+    template = backbone.template.replace("{instruction}", contract.instruction_template)
+    return replace(contract, instruction_template=template)
+
+
+def _tiny(config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any]) -> VolarConfig:
+    size = config.image_size or contract.cameras[0].width
+    if size % 8:
+        raise VolarError(f"images of {size} pixels do not divide into 8 x 8 patches; collect image_size=96")
+    width, layers = config.width or BackboneConfig.width, config.layers or BackboneConfig.layers
+    backbone = BackboneConfig(
+        image_size=size,
+        patch_size=size // 8,
+        vision_width=width,
+        vision_layers=max(1, layers - 1),
+        width=width,
+        layers=layers,
+    )
+    sides = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
+    return VolarConfig(backbone=backbone, camera_tokens=sides, head_width=2 * width, **chosen)
+
+
+def _from_pretrained(
+    config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any], actions: ActionTokenizer
+) -> Network:
+    from volar.vla.pretrained import TEXT_LENGTH, load_pretrained
+
+    _require_no_dimensions(config, str(config.backbone))
+    full = [f"{part}=full" for part in PARTS if chosen.get(part, "full") == "full"]
+    if config.backbone_dtype != "float32" and full:
+        have = f"backbone_dtype={config.backbone_dtype} loses the small steps of {', '.join(full)}"
+        raise UsageError(f"{have}: frozen or lora, or backbone_dtype=float32 with precision=bf16")
+    added = 0
+    if config.action_ids == "added":
+        if chosen.get("language", "full") != "full":
+            raise UsageError(
+                "added action tokens begin at random and must be learned: language=full, or action_ids=last"
+            )
+        added = actions.size + (not isinstance(actions, UniformBins))
+    found = load_pretrained(str(config.backbone), config.image_size, config.backbone_dtype, added)
+    side = FAMILIES[found.config.name].side(found.backbone.model.config, found.config.image_size)
+    architecture = VolarConfig(
+        backbone=found.config,
+        camera_tokens=(side,) * len(contract.cameras),
+        text_length=TEXT_LENGTH,
+        **chosen,
+    )
+    model = VolarModel(architecture, contract, found.backbone, actions)
+    return Network(model, with_prompt(contract, found.config), found.tokenizer)
+
+
+def _from_policy(config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any]) -> Network:
+    """Another policy's weights; what its decoder lacks, and the queries of another chunk length, are new."""
+    from volar.robots.policies import find_policy
+    from volar.vla.checkpoint_policy import load_parts
+    from volar.vla.training_run import require_same_inputs
+
+    assert config.init is not None
+    before, theirs, words = load_parts(find_policy(config.init))
+    require_same_inputs(theirs, contract, config.init)
+    backbone = before.config.backbone
+    has: dict[str, str | int] = {"backbone": backbone.name, "tokenizer": before.config.tokenizer}
+    has["image_size"] = backbone.image_size
+    if isinstance(backbone, BackboneConfig):
+        has |= {"width": backbone.width, "layers": backbone.layers}
+    else:
+        _require_no_dimensions(config, str(config.init))
+    for name, value in has.items():
+        if getattr(config, name) not in (None, value):
+            raise VolarError(f"{config.init} has {name}={value}, not {getattr(config, name)}")
+    wanted = replace(before.config, **chosen)
+    merge(before)
+    plain = replace(wanted, vision="full", connector="full", language="full")
+    keep = None if isinstance(backbone, BackboneConfig) else before.backbone
+    model = VolarModel(plain, contract, keep, before.tokenizer)
+    fresh, old = model.state_dict(), before.state_dict()
+    weights = {
+        name: old[name] if name in old and old[name].shape == fresh[name].shape else fresh[name] for name in fresh
+    }
+    changed = [name for name in fresh if weights[name] is fresh[name] and not name.startswith(_DECODERS_OWN)]
+    if changed:
+        raise VolarError(f"{config.init} has no weights for {', '.join(changed[:3])}: another architecture")
+    model.load_state_dict(weights)
+    model.config = wanted
+    adapt(model.backbone, wanted)
+    return Network(model, with_prompt(contract, backbone), words)
+
+
+def _require_no_dimensions(config: "TrainConfig", whose: str) -> None:
+    if config.width is not None or config.layers is not None:
+        raise UsageError(f"width and layers are those of backbone=tiny; {whose} has its own")

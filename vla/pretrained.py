@@ -1,0 +1,173 @@
+"""A pretrained vision-language model from a folder that `save_pretrained` writes, or from the Hub.
+
+What is taken from it: `config.json`, its weights, `tokenizer.json`, and mean and deviation of its images. A policy
+keeps all of it but the weights as they were, so that nothing is looked for again when it is loaded.
+"""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from volar.robots.errors import Unknown, VolarError
+from volar.robots.tokenize_subwords import NO_TOKEN, SubwordTokenizer
+from volar.vla.backbone import DTYPES, Backbone, VlmConfig
+from volar.vla.families import FAMILIES
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+
+TEXT_LENGTH = 48  # tokens of an instruction with its template; a sentence of twenty words has about thirty
+_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model ready to be trained on: its weights are in `backbone`."""
+
+    config: VlmConfig
+    backbone: Backbone
+    tokenizer: InstructionTokenizer
+
+
+def load_pretrained(
+    source: str, image_size: int | None = None, dtype: str = "float32", added_tokens: int = 0
+) -> Pretrained:
+    """The model at `source`, a folder or a Hub id. `image_size` [pixels]: None for the vision tower's own.
+    `added_tokens`: rows that its vocabulary is to have more.
+
+    Raises `VolarError` naming what is missing or does not fit, and what to do.
+    """
+    if dtype not in DTYPES:
+        raise Unknown("dtype", dtype, DTYPES)
+    folder = find_folder(source)
+    architecture = read_architecture(folder)
+    tokenizer = _read_json(folder, "tokenizer.json", "AutoTokenizer.from_pretrained(..).save_pretrained(..) writes it")
+    config, tokenizer = describe(architecture, tokenizer, folder, image_size, dtype)
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        load: Any = AutoModelForImageTextToText.from_pretrained
+        model = load(str(folder), dtype=DTYPES[dtype], local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise VolarError(f"the weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if added_tokens:
+        model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + added_tokens, mean_resizing=False)
+        config = replace(config, architecture=_complete(model.config))
+    return Pretrained(config, Backbone(model, config), InstructionTokenizer(tokenizer, TEXT_LENGTH))
+
+
+def find_folder(source: str) -> Path:
+    """The folder of a backbone; one of the Hub is fetched first, or found in its cache. Raises `VolarError`."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(source):
+        raise Unknown("backbone", source, ["tiny", "a folder with config.json", "a Hub id such as ORGANIZATION/MODEL"])
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_FILES))
+    except Exception as error:  # the client raises its own, requests' and httpx's
+        raise VolarError(
+            f"backbone {source} is no folder and cannot be fetched ({type(error).__name__}); where there is a network: "
+            f"hf download {source} --local-dir DIR, then backbone=DIR"
+        ) from error
+
+
+def read_architecture(folder: Path) -> Any:
+    """The `transformers` configuration in a folder. Raises `VolarError` unless it is of a family we know."""
+    raw = _read_json(folder, "config.json", "backbone= takes tiny, a folder that save_pretrained wrote, or a Hub id")
+    kind = raw.get("model_type")
+    if kind not in FAMILIES or kind == "tiny":
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+        what = "no image-text-to-text model" if kind not in KNOWN else "a model whose inputs Volar does not know yet"
+        have = ", ".join(sorted(FAMILIES))
+        raise VolarError(f"{folder} holds {what} (model_type {kind!r}); choices: {have}; more go in vla/families.py")
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+
+
+def describe(
+    architecture: Any, tokenizer: dict[str, Any], folder: Path, image_size: int | None, dtype: str
+) -> tuple[VlmConfig, dict[str, Any]]:
+    """What a policy keeps of a model, and the tokenizer of its instructions. Raises `VolarError`."""
+    family = FAMILIES[architecture.model_type]
+    size = image_size or int(getattr(architecture.vision_config, "image_size", 224))
+    try:
+        family.side(architecture, size)
+    except ValueError as error:
+        raise VolarError(f"{folder}: {error}; set image_size=") from error
+    mean, std = image_statistics(folder)
+    reader = SubwordTokenizer(tokenizer, 64)
+    head = next((text for text in family.heads if _known(text, tokenizer)), "")
+    if head:  # what starts a sequence goes there, and not before the instruction again
+        ids = tuple(int(i) for i in reader.encode(head) if i != NO_TOKEN)
+        tokenizer = tokenizer | {"post_processor": None}
+        reader = SubwordTokenizer(tokenizer, 64)
+    else:
+        ids = ()
+    around = [
+        tuple(int(i) for i in reader.encode(_known(text, tokenizer)) if i != NO_TOKEN)
+        if _known(text, tokenizer)
+        else ()
+        for text in (family.image_start, family.image_end)
+    ]
+    config = VlmConfig(
+        name=architecture.model_type,
+        architecture=_complete(architecture),
+        image_size=size,
+        image_mean=mean,
+        image_std=std,
+        head=ids,
+        image_start=around[0],
+        image_end=around[1],
+        template=_known(family.template, tokenizer) or "{instruction}",
+        dtype=dtype,
+    )
+    return config, tokenizer
+
+
+def image_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels in [0, 1], of three colours. Raises `VolarError` when no file says them."""
+    for name in _PREPROCESSORS:
+        if (folder / name).is_file():
+            raw = _read_json(folder, name, "")
+            raw = raw.get("image_processor", raw)
+            if not raw.get("do_normalize", True):
+                return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+            if "image_mean" in raw and "image_std" in raw:
+                return tuple(map(float, raw["image_mean"])), tuple(map(float, raw["image_std"]))
+    raise VolarError(
+        f"{folder} does not say how images are normalized: image_mean and image_std in {_PREPROCESSORS[0]}; "
+        "AutoImageProcessor.from_pretrained(..).save_pretrained(..) writes it"
+    )
+
+
+def _complete(architecture: Any) -> dict[str, Any]:
+    """Every field of a `transformers` configuration, defaults too, as JSON has it."""
+    return _without_path(json.loads(architecture.to_json_string(use_diff=False)))
+
+
+def _without_path(raw: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in raw.items() if key != "_name_or_path"}
+    return {key: _without_path(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _known(text: str, tokenizer: dict[str, Any]) -> str:
+    """`text`, or nothing where the vocabulary lacks one of its markers: the model was not instructed with it."""
+    added = {token["content"] for token in tokenizer.get("added_tokens", [])}
+    return text if set(re.findall(r"<[^<>]+>", text)) <= added else ""
+
+
+def _read_json(folder: Path, name: str, fix: str) -> dict[str, Any]:
+    if not (folder / name).is_file():
+        raise VolarError(f"backbone {folder} has no {name}; {fix}")
+    try:
+        raw: dict[str, Any] = json.loads((folder / name).read_text())
+    except ValueError as error:
+        raise VolarError(f"{folder / name} cannot be read: {error}") from error
+    return raw
