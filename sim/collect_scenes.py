@@ -169,22 +169,25 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
         target[place] = images
         target.flush()
     buffer = io.BytesIO()
-    np.savez(buffer, state=scenes.state, **_labels(config, scenes, rng))
+    points, texts = _labels(config, scenes, rng)
+    np.savez(buffer, state=scenes.state, points=points, texts=texts)
     write_durably(_shard_file(output, index), buffer.getvalue())
 
 
-def _labels(config: ScenesConfig, scenes: "Scenes", rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """`points` (N, 2, 5), and `texts` (N, 1): sentences; or (N, 3): questions, answers, kinds, which point nowhere."""
+def _labels(
+    config: ScenesConfig, scenes: "Scenes", rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+    """Points (N, 2, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds, which point nowhere."""
     if config.questions:
         from volar.sim.questions import ask
 
         asked = [ask(scenes, i, rng) for i in range(len(scenes))]
         points = np.full((len(asked), *POINTS_SHAPE), np.nan, np.float32)
-        return {"points": points, "texts": np.array([(q.text, q.answer, q.kind) for q in asked])}
+        return points, np.array([(q.text, q.answer, q.kind) for q in asked])
     from volar.sim.grounding import grounding_samples
 
     samples = [grounding_samples(scenes, i, rng)[0] for i in range(len(scenes))]
-    return {"points": np.stack([points for _, points in samples]), "texts": np.array([[text] for text, _ in samples])}
+    return np.stack([points for _, points in samples]), np.array([[text] for text, _ in samples])
 
 
 def _finish(config: ScenesConfig, output: Path, count: int) -> None:

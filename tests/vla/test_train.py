@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_format import load_contract
 from volar.robots.errors import UsageError, VolarError
-from volar.vla.train import TrainConfig, learning_rate, train
+from volar.vla.train import TrainConfig, train
+from volar.vla.training_loop import learning_rate
 from volar.vla.training_run import TrainingRun
 
 Settings = Callable[..., TrainConfig]
