@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from volar.robots.errors import UsageError
+from volar.vla.decoders.decoder import Decoded
+from volar.vla.modeling_volar import Imitated, Outputs, Pointing
 from volar.vla.sharding import shard
 
 WAIT = timedelta(hours=6)  # that processes wait for the first one, which also evaluates
@@ -91,7 +93,7 @@ class Processes:
         """The network as it is called from now on: on this process's device, and shared with the others."""
         model.to(self.device)
         if self.sharded:
-            shard(model, self.device, self.count)
+            shard(model, self.device, self.count, (Outputs, Imitated, Decoded, Pointing))
         elif self.count > 1:
             from torch.nn.parallel import DistributedDataParallel
 

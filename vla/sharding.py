@@ -5,25 +5,29 @@ of every weight, gradient, moment and average; a layer's weights are together on
 GPUs (NCCL) and CPUs (gloo). Accelerate's own wrapping does not do it on CPUs, where the tests are, so it is done here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def shard(model: nn.Module, device: torch.device, processes: int) -> None:
-    """Shards a network in place: each layer of a stack by itself, then what is left. To be done before an optimizer."""
+def shard(model: nn.Module, device: torch.device, processes: int, outputs: Iterable[type]) -> None:
+    """Shards a network in place: each layer of a stack by itself, then what is left. To be done before an optimizer,
+    once in a process. `outputs`: dataclasses that the network returns.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    for kind in outputs:  # in which the tensors must be found, from which the backward pass begins
+        torch.export.register_dataclass(kind)
     mesh = init_device_mesh(device.type, (processes,))
     for module in model.modules():
         for layer in module if isinstance(module, nn.ModuleList) else ():
             fully_shard(layer, mesh=mesh)
     # Also the root's weights are given back after a pass, so that what lies between steps is always a share.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    if hasattr(model, "decode"):
-        register_fsdp_forward_method(model, "decode")
+    register_fsdp_forward_method(model, "decode")
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class TrainingRun:
         self.step, self.elapsed_s = 0, 0.0
         if config.gradient_checkpointing:
             bare.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.bare, self.model = bare, processes.spread(bare)
+        self.bare, self.model = bare, processes.spread(bare.train())
         trained = [p for p in bare.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -83,7 +83,7 @@ class TrainingRun:
         model, before, tokenizer = load_parts(last / "pretrained_model")  # the averaged weights
         contract = with_prompt(contract, model.config.backbone)
         progress = load_progress(last / "training_state")
-        training = TrainingRun(config, processes, model.train(), contract, tokenizer, data, progress["precision"])
+        training = TrainingRun(config, processes, model, contract, tokenizer, data, progress["precision"])
         frames = [part.frames for part in training.parts]
         if before != contract or progress["frames"] != frames:
             raise VolarError(
@@ -129,19 +129,21 @@ class TrainingRun:
         return found[0] if pieces == 1 else added(found)
 
     def _losses(self, sample: dict[str, Tensor], counts: Counts, share: int) -> Losses:
+        # All that is drawn, by a decoder's loss or a pretrained model's dropout, follows from the step and the share.
+        draws = np.random.SeedSequence([self.config.seed, self.step, *([share] if share else [])])
+        seed = int(draws.generate_state(1)[0])
+        torch.manual_seed(seed)
         with self.accelerator.autocast():
-            outputs = self.look(sample, self.model, share)
+            outputs = self.look(sample, self.model, seed)
         labels = (sample["actions"], sample["mask"], sample["points"])
         return imitation_loss(
             outputs, *labels, self.point_std, sample["answers"] if self.data.answers else None, counts
         )
 
-    def look(self, sample: dict[str, Tensor], model: torch.nn.Module, share: int = 0) -> Outputs | Imitated:
+    def look(self, sample: dict[str, Tensor], model: torch.nn.Module, seed: int = 0) -> Outputs | Imitated:
         """What a network says about samples on its device; with what follows in words where there are questions."""
         cameras = None if sample["camera_mask"].all() else sample["camera_mask"]
         seen = (sample["pixels"], sample["input_ids"], sample["state"], cameras)
-        draws = [self.config.seed, self.step, *([share] if share else [])]
-        seed = int(np.random.SeedSequence(draws).generate_state(1)[0])  # of what the loss draws
         outputs: Outputs | Imitated = model(
             *seen, sample["actions"], sample["mask"], seed, answers=bool(self.data.answers)
         )

@@ -19,6 +19,7 @@ from volar.datasets.mixture import Mixture, Source
 from volar.datasets.normalizer import Normalizer
 from volar.robots.action_space import ActionSpec
 from volar.robots.contract import PolicyContract
+from volar.vla.action_tokenizers.action_tokenizer import DecodeError
 from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
 from volar.vla.processor_volar import InferenceGraph
 from volar.vla.training_data import Data, Part, make_part
@@ -47,8 +48,10 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """`validation/..`: `token_accuracy`, `l1_m`, `l1_rad`, `l1_gripper`; `answer_accuracy` of all and of each kind,
-        and what guessing by the question alone would give, `answer_chance`. Called in all processes."""
+        """`validation/..`: of chunks `token_accuracy`, `l1_m`, `l1_rad`, `l1_gripper`, and `no_chunk`, how often there was
+        none (tokenizer=fast); of answers `answer_accuracy`, of all and of each kind, and `answer_chance`, what guessing
+        by the question alone would give. Called in all processes.
+        """
         training, sums = self._training, defaultdict[str, float](float)
         training.bare.eval()
         with training.average.in_place(training.bare):
@@ -69,7 +72,7 @@ class Validation:
 
     def _names(self) -> list[str]:
         """All that a process may have something to say about, so that they add up alike."""
-        names = ["token_accuracy", *(f"l1_{group}" for group in groups_of(self._training.contract.action))]
+        names = ["token_accuracy", "no_chunk", *(f"l1_{group}" for group in groups_of(self._training.contract.action))]
         if not self._actions:
             names = []
         if self._questions is not None:
@@ -80,8 +83,9 @@ class Validation:
         contract = held.contract
         normalizer = Normalizer.of_contract(contract, "action")
         for batch in held.batches():
-            decoded = held.decode(batch)  # (B, H, A), physical
-            mask = batch.action_mask  # (B, H)
+            decoded, is_chunk = held.decode(batch)  # (B, H, A), physical; (B,)
+            mask = batch.action_mask & is_chunk[:, None]  # (B, H)
+            _add(sums, "no_chunk", ~is_chunk)
             bins = [UniformBins(BINS).encode(normalizer.normalize(a)) for a in (decoded, batch.actions)]
             _add(sums, "token_accuracy", (bins[0] == bins[1])[mask])
             for group, columns in groups_of(contract.action).items():
@@ -107,27 +111,49 @@ class HeldOut:
         self._training = training
         contract, processes = training.contract, training.processes
         frames = min(source.size, FRAMES)
-        size = max(1, min(training.config.batch_size, frames) // processes.count)
+        batches = -(-frames // training.config.batch_size) * processes.count
+        size = max(1, frames // batches)
         mixture = Mixture([source], batch_size=size, seed=0, chunk_length=contract.chunk_length)
-        self._numbers = range(processes.index, max(1, frames // (size * processes.count)) * processes.count)
+        self._numbers = range(processes.index, batches, processes.count)
         self.part: Part = make_part(mixture, contract, training.tokenizer, answers)
         # What the network was shown these with: the dataset's own statistics.
         self.contract: PolicyContract = replace(contract, statistics=source.contract.statistics)
+        self._graph = InferenceGraph(training.bare, self.contract).to(processes.device) if not answers else None
 
     def batches(self) -> Iterator[Batch]:
-        """Each frame once, but for what does not fill a batch; as many in every process."""
-        for number in self._numbers[:: self._training.processes.count]:
+        """Each frame once, but for fewer than there are batches; as many batches in every process."""
+        for number in self._numbers:
             yield self.part.mixture.batch(number)
 
-    def decode(self, batch: Batch) -> NDArray[np.float32]:
-        """The chunks (B, H, A) that the deployed policy would send."""
-        training = self._training
-        graph = InferenceGraph(training.bare, self.contract).to(training.processes.device)
-        images = {c.name: _moved(batch.images[c.name], training) for c in training.contract.cameras}
+    def decode(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The chunks (B, H, A) that the deployed policy would send, and whether (B,) it would send one: tokens of
+        varying length may be none."""
         ids = self.part.token_ids[batch.instruction_id]
-        actions, _ = graph(images, _moved(batch.state, training), _moved(ids, training))
-        found: NDArray[np.float32] = actions.cpu().numpy()
+        inputs = [_moved(batch.images[c.name], self._training) for c in self.contract.cameras]
+        inputs += [_moved(batch.state, self._training), _moved(ids, self._training)]
+        try:
+            return self._decode(inputs), np.ones(len(ids), dtype=bool)
+        except DecodeError:
+            return self._decode_each(inputs, np.zeros_like(batch.actions))
+
+    def _decode(self, inputs: list[Tensor]) -> NDArray[np.float32]:
+        assert self._graph is not None
+        *images, state, ids = inputs
+        shown = {c.name: image for c, image in zip(self.contract.cameras, images, strict=True)}
+        found: NDArray[np.float32] = self._graph(shown, state, ids)[0].cpu().numpy()
         return found
+
+    def _decode_each(
+        self, inputs: list[Tensor], actions: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        is_chunk = np.zeros(len(actions), dtype=bool)
+        for i in range(len(actions)):
+            try:
+                actions[i] = self._decode([value[i : i + 1] for value in inputs])[0]
+                is_chunk[i] = True
+            except DecodeError:  # one of those that are told apart
+                continue
+        return actions, is_chunk
 
 
 def groups_of(spec: ActionSpec) -> dict[str, list[int]]:
