@@ -118,9 +118,13 @@ def open_data(config: "TrainConfig") -> Data:
 
 
 def make_parts(
-    config: "TrainConfig", data: Data, contract: PolicyContract, tokenizer: InstructionTokenizer
+    config: "TrainConfig", data: Data, contract: PolicyContract, tokenizer: InstructionTokenizer, processes: int = 1
 ) -> list[Part]:
     """The demonstrations first, then what is mixed in with its share of the batch."""
+    pieces = config.accumulate * processes
+    if config.batch_size < pieces:
+        have = f"batch_size {config.batch_size} for {pieces} parts (processes times accumulate={config.accumulate})"
+        raise VolarError(f"{have}: raise batch_size or lower accumulate")
     fractions = {"scenes": config.scenes_fraction, "questions": config.questions_fraction}
     shares = [round(fractions[source.name] * config.batch_size) for source in data.beside]
     groups = [data.sources, *([source] for source in data.beside)]

@@ -40,11 +40,11 @@ class TrainingRun:
         precision: str,
     ) -> None:
         self.config, self.processes, self.contract, self.tokenizer = config, processes, contract, tokenizer
-        self.data, self.parts = data, make_parts(config, data, contract, tokenizer)
+        self.data, self.parts = data, make_parts(config, data, contract, tokenizer, processes.count)
         self.accelerator = processes.accelerator(precision)
         self.step, self.elapsed_s = 0, 0.0
         if config.gradient_checkpointing:
-            bare.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+            compute_twice(bare)
         self.bare, self.model = bare, processes.spread(bare.train())
         trained = [p for p in bare.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
@@ -199,6 +199,18 @@ class TrainingRun:
         if self.processes.count > 1:
             where = f"{self.processes.count} processes ({self.processes.parallel}) of {self.processes.device.type}"
         return f"{self.config.stage}: {size:.2f} M parameters, {frames}, precision {how}, on {where}"
+
+
+def compute_twice(model: VolarModel) -> None:
+    """Layers keep nothing but their inputs. Raises `VolarError` where that cannot be (decoder flow, some models)."""
+    if model.config.decoder == "flow":
+        raise VolarError("gradient_checkpointing=true drops the keys and values that decoder=flow reads: leave it away")
+    network = model.backbone.model
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise VolarError(f"gradient_checkpointing=true: {error}") from error
 
 
 def added(parts: list[Losses]) -> Losses:

@@ -48,9 +48,9 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """`validation/..`: of chunks `token_accuracy`, `l1_m`, `l1_rad`, `l1_gripper`, and `no_chunk`, how often there was
-        none (tokenizer=fast); of answers `answer_accuracy`, of all and of each kind, and `answer_chance`, what guessing
-        by the question alone would give. Called in all processes.
+        """`validation/..`: of chunks `token_accuracy`, `l1_m`, `l1_rad`, `l1_gripper`, and `no_chunk`, how often there
+        was none (tokenizer=fast); of answers `answer_accuracy`, of all and of each kind, and `answer_chance`, what
+        guessing by the question alone would give. Called in all processes.
         """
         training, sums = self._training, defaultdict[str, float](float)
         training.bare.eval()

@@ -20,14 +20,6 @@ from volar.vla.training_run import TrainingRun
 Settings = Callable[..., TrainConfig]
 
 
-@pytest.fixture
-def settings(dataset: Path, tmp_path: Path) -> Settings:
-    base = TrainConfig(
-        dataset=dataset, output=tmp_path / "run", steps=6, batch_size=8, warmup_steps=2, precision="fp32", threads=1
-    )
-    return lambda **changes: replace(base, **changes)
-
-
 def weights(output: Path) -> dict[str, np.ndarray]:
     return load_file(output / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
 
