@@ -28,7 +28,8 @@ class SubwordTokenizer:
         try:
             self._tokenizer: Any = Tokenizer.from_str(json.dumps(raw))
         except Exception as error:  # the library raises nothing narrower
-            raise TokenizerError(f"the tokenizer cannot be read: {error}") from error
+            kind = raw.get("model", {}).get("type")
+            raise TokenizerError(f"the tokenizer, of type {kind!r}, cannot be read: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.length = length

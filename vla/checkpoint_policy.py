@@ -5,6 +5,7 @@ from pathlib import Path
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla.action_tokenizers import load_tokenizer
+from volar.vla.backbone import VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
@@ -34,5 +35,13 @@ def load_parts(directory: Path) -> tuple[VolarModel, PolicyContract, Instruction
 
 
 def load(directory: Path) -> TorchPolicy:
-    """The policy in `directory`, on the CPU in float32; the entry point `volar.policies`."""
-    return TorchPolicy(*load_parts(directory))
+    """The policy in `directory`; the entry point `volar.policies`.
+
+    On the CPU, but with a pretrained backbone on a GPU if there is one.
+    """
+    import torch
+
+    model, contract, tokenizer = load_parts(directory)
+    if isinstance(model.config.backbone, VlmConfig) and torch.cuda.is_available():
+        model = model.cuda()
+    return TorchPolicy(model, contract, tokenizer)

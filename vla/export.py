@@ -99,6 +99,7 @@ def export(config: ExportConfig) -> None:
 def exportable(policy: "TorchPolicy") -> "TorchPolicy":
     """The policy with low-rank updates merged, in float32. Raises `VolarError` for one that is no fixed graph."""
     from volar.vla.adapters import merge
+    from volar.vla.processor_volar import TorchPolicy
 
     config = policy.graph.model.config
     if config.decoder == "autoregressive" and config.tokenizer != "bins":
@@ -106,8 +107,7 @@ def exportable(policy: "TorchPolicy") -> "TorchPolicy":
             f"tokenizer={config.tokenizer} gives sequences of varying length, which no static graph decodes: run the "
             "policy directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
         )
-    merge(policy.graph.model.float())
-    return policy
+    return TorchPolicy(merge(policy.graph.model.cpu().float()), policy.contract, policy.tokenizer)
 
 
 def write_graph(policy: "TorchPolicy", path: Path) -> None:
@@ -209,8 +209,8 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
         ids = policy.tokenizer.encode([text])
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(image)[None] for name, image in images.items()}
-            state_ = torch.from_numpy(observation.state)[None]
-            actions, points, margin = policy.graph.answer(tensors, state_, torch.from_numpy(ids))
+            proprio = torch.from_numpy(observation.state)[None]
+            actions, points, margin = policy.graph.answer(tensors, proprio, torch.from_numpy(ids))
         if float(margin) < 1e-3:
             continue
         for name, image in images.items():

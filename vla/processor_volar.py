@@ -112,7 +112,8 @@ class TorchPolicy:
         self.contract = contract
         self.tokenizer = tokenizer
         self.graph = InferenceGraph(model, contract).eval()
-        self._noise = torch.Generator().manual_seed(0)
+        self.device = next(model.parameters()).device
+        self._noise = torch.Generator().manual_seed(0)  # on the CPU: the same draws on every device
 
     def reset(self, seed: int) -> None:
         """The seed decides the noise of decoder flow. The others decode greedily, and no policy has a memory."""
@@ -122,14 +123,15 @@ class TorchPolicy:
     def predict(self, observation: Observation) -> ActionChunk:
         """Raises `ContractError` when cameras or state are not the contract's."""
         check_observation(self.contract, observation)
-        images = {camera.name: torch.tensor(observation.images[camera.name])[None] for camera in self.contract.cameras}
+        images = {c.name: torch.tensor(observation.images[c.name])[None].to(self.device) for c in self.contract.cameras}
         text = self.contract.instruction_template.format(instruction=observation.instruction)
-        ids = torch.from_numpy(self.tokenizer.encode([text]))
+        ids = torch.from_numpy(self.tokenizer.encode([text])).to(self.device)
         noise = None
         if self.graph.model.config.decoder == "flow":
-            noise = torch.randn(1, *self.graph.model.action_shape, generator=self._noise)
-        actions, _ = self.graph(images, torch.from_numpy(observation.state)[None], ids, noise)
-        return ActionChunk(actions[0].numpy(), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)
+            noise = torch.randn(1, *self.graph.model.action_shape, generator=self._noise).to(self.device)
+        state = torch.from_numpy(observation.state)[None].to(self.device)
+        actions, _ = self.graph(images, state, ids, noise)
+        return ActionChunk(actions[0].cpu().numpy(), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)
 
 
 def save_policy(directory: Path, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
