@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
-from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.frame_cache import SMALL, FrameCache, reserved_array
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES
 from volar.datasets.questions import FILE as ANSWERS
@@ -177,13 +176,12 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
 def _labels(
     config: ScenesConfig, scenes: "Scenes", rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """Points (N, 2, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds, which point nowhere."""
+    """Points (N, 2, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds."""
     if config.questions:
         from volar.sim.questions import ask
 
         asked = [ask(scenes, i, rng) for i in range(len(scenes))]
-        points = np.full((len(asked), *POINTS_SHAPE), np.nan, np.float32)
-        return points, np.array([(q.text, q.answer, q.kind) for q in asked])
+        return np.stack([q.points for q in asked]), np.array([(q.text, q.answer, q.kind) for q in asked])
     from volar.sim.grounding import grounding_samples
 
     samples = [grounding_samples(scenes, i, rng)[0] for i in range(len(scenes))]

@@ -95,15 +95,15 @@ def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, 
         return _task_order(objects, scenes, rng)
     kind = rng.integers(5)
     if kind == 0:
-        return _choice(_PLATE_QUESTIONS, rng), _points(objects[PLATE])
+        return _choice(_PLATE_QUESTIONS, rng), point_at(objects[PLATE])
     if kind == 1:
         color = int(rng.integers(len(COLORS)))
-        return _choice(_QUESTIONS, rng).format(what=f"{COLORS[color]} {_noun(rng)}"), _points(objects[color])
+        return _choice(_QUESTIONS, rng).format(what=f"{COLORS[color]} {_noun(rng)}"), point_at(objects[color])
     if kind == 2 and scenes.held[index] >= 0:
         held = objects[scenes.held[index]]
-        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), _points(held)
+        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), point_at(held)
     what, target = _relation(objects, rng)
-    return _choice(_QUESTIONS, rng).format(what=what), _points(objects[target])
+    return _choice(_QUESTIONS, rng).format(what=what), point_at(objects[target])
 
 
 _QUESTIONS = (
@@ -129,7 +129,7 @@ def _task_order(
     state = SceneState(NOWHERE, places[:PLATE], places[PLATE], 0.0)
     destination = scenes.table.to_base(task.destination(state, goal))
     sentence = _choice(task.templates, rng).format(color=goal.color, side=side)
-    return sentence, _points(objects[color], np.concatenate([destination, scenes.front.project(destination)]))
+    return sentence, point_at(objects[color], np.concatenate([destination, scenes.front.project(destination)]))
 
 
 def _relation(objects: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:
@@ -183,7 +183,8 @@ def _noun(rng: np.random.Generator) -> str:
     return _choice(_NOUNS, rng)
 
 
-def _points(target: NDArray[np.float32], destination: Vector | None = None) -> NDArray[np.float32]:
+def point_at(target: NDArray[np.float32], destination: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
+    """(2, 5): rows target and destination, NaN where there is none."""
     points = np.full(POINTS_SHAPE, np.nan, np.float32)
     points[0] = target
     if destination is not None:

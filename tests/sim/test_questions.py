@@ -42,6 +42,11 @@ def test_answers_come_from_a_closed_list(asked: list[tuple[int, Question]]) -> N
 def test_answers_are_true(scenes: Scenes, asked: list[tuple[int, Question]]) -> None:
     checked = Counter[str]()
     for i, question in asked:
+        rows = [np.flatnonzero((scenes.objects[i] == point).all(1)) for point in question.points]
+        if question.kind in ("side", "count"):
+            assert [int(row[0]) for row in rows if len(row)] == named(question.text)  # it points at what it names
+        else:
+            assert NAMES[int(rows[0][0])] == question.answer  # or at the answer
         objects, y = scenes.objects[i, :, :3], scenes.objects[i, :, 1]
         if question.kind == "side":
             what, than = named(question.text)
