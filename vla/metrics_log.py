@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def _start_wandb(config: "TrainConfig") -> Any:
     wandb = importlib.import_module("wandb")
     marker = config.output / "wandb_run.txt"
     if not marker.is_file():
-        marker.write_text(wandb.util.generate_id())
+        marker.write_text(uuid.uuid4().hex[:8])
     settings = {key: str(value) for key, value in asdict(config).items()}
     return wandb.init(
         project=config.wandb,
