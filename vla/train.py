@@ -1,8 +1,8 @@
 """volar-train: a policy from demonstrations, by behaviour cloning; or its grounding stage before that.
 
 Grounding teaches the network to point at what an instruction names, on generated scenes (`volar-collect
-kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' actions and keeps pointing; with `questions=`
-(`volar-collect kind=questions`) it also answers questions about scenes, as RT-2 does.
+kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' actions and keeps pointing; with
+`questions=` (`volar-collect kind=questions`) it also answers questions about scenes, as RT-2 does.
 
 One process, or many: torchrun --nproc_per_node 8 -m volar.vla.train ..., or accelerate launch --multi_gpu. batch_size
 is that of a step over all of them. Too little memory: accumulate=2 gives the same steps.
