@@ -1,15 +1,18 @@
 """Figures of datasets: encoding, writing, reading, decoding into the cache, batches. `python -P benchmarks/datasets.py`
 
 Prints one line a figure, then a table of training loaders: LeRobot's own `LeRobotDataset` with torch's `DataLoader`,
-and Volar's with and without the decoded cache, in turn in one run (`--loaders` for the table alone); two workers,
-shuffled, two cameras of 128 x 128, chunks of 8, batches of 64. Nothing is kept. The images are gradients with
-blocks and a little noise, which PNG packs about as well as renderings.
+and Volar's with and without the decoded cache, in turn in one run (`--loaders` for the table alone), the median of
+`--rounds`; two workers, shuffled, two cameras of 128 x 128, chunks of 8, batches of 64. Nothing is kept. The images are
+gradients with blocks and a little noise, which PNG packs about as well as renderings.
 """
 
 import argparse
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +41,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="[pixels], both cameras")
     parser.add_argument("--loaders", action="store_true", help="only the table of loaders")
     parser.add_argument("--batches", type=int, default=60, help="of each loader, a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of all loaders, in turn")
     options = parser.parse_args()
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {load}, {date.today()}")
     if not options.loaders:
         figures(options)
     compare_loaders(options)
@@ -77,8 +83,8 @@ def figures(options: argparse.Namespace) -> None:
         )
 
 
-def compare_loaders(options: argparse.Namespace, rounds: int = 3) -> None:
-    """Samples/s of each loader: the median of `rounds`, taken in turn, after each one's workers have started."""
+def compare_loaders(options: argparse.Namespace) -> None:
+    """Samples/s of each loader: the median of the rounds, taken in turn, after each one's workers have started."""
     import statistics
 
     from rich.console import Console
@@ -102,13 +108,20 @@ def compare_loaders(options: argparse.Namespace, rounds: int = 3) -> None:
             "Mixture, decoded cache, augmented": lambda: mixture_loader(cache, contract, AUGMENTED),
         }
         rates: dict[str, list[float]] = {name: [] for name in loaders}
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             for name, make in loaders.items():
                 rates[name].append(samples_per_s(make(), options.batches))
-    table = Table("loader", "samples/s", "of LeRobot's", title=f"two workers; the cache was built in {built:.1f} s")
+    table = Table(
+        "loader",
+        "samples/s",
+        "least to most",
+        "of LeRobot's",
+        title=f"two workers; the cache was built in {built:.1f} s",
+    )
     medians = {name: statistics.median(found) for name, found in rates.items()}
     for name, rate in medians.items():
-        table.add_row(name, f"{rate:,.0f}", f"{rate / next(iter(medians.values())):.1f}x")
+        spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
+        table.add_row(name, f"{rate:,.0f}", spread, f"{rate / next(iter(medians.values())):.1f}x")
     Console(width=100).print(table)
 
 

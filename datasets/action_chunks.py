@@ -18,8 +18,9 @@ class Batch:
     `actions`: float32 (B, H, A), physical units; `action_mask`: bool (B, H), False past the episode's end,
     where the last action is repeated. `points`: float32 (B, 2, 5), NaN where there is none.
     `instruction_id`: int32 (B,), into the cache's `instructions`; `instructions`: their texts. `source`: int64
-    (B,), which dataset of a mixture. `camera_mask`: camera -> bool (B,), False where the dataset has no such camera
-    and the image is black; a camera that is not named is there in all samples.
+    (B,), which dataset of a mixture. `camera_mask`: camera -> bool (B,), False where the episode or the whole dataset
+    lacks the camera and the image is black; a camera that is not named is there in all samples. `state_mask`: bool
+    (B, S), False where the dataset has no such number; None where all are there.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -31,6 +32,7 @@ class Batch:
     instructions: tuple[str, ...]
     source: NDArray[np.int64]
     camera_mask: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    state_mask: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class ActionChunks:
             instruction_id=ids,
             instructions=tuple(cache.instructions[k] for k in ids),
             source=np.zeros(len(i), np.int64),
+            camera_mask={name: mask[i] for name, mask in cache.camera_mask.items()},
         )
 
     def __getitem__(self, index: int) -> Batch:

@@ -19,9 +19,9 @@ from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
 
 if TYPE_CHECKING:
-    from volar.datasets.episode import Episode
     from volar.datasets.episode_source import EpisodeSource, SourceEpisode
     from volar.datasets.episode_writer import EpisodeWriter
+    from volar.datasets.lerobot_layout import EncodedEpisode
     from volar.datasets.rlds import Losses
     from volar.robots.contract import PolicyContract
 
@@ -170,7 +170,8 @@ def convert(config: ConvertConfig) -> None:
                     losses.add(1, str(error) if episode.where in str(error) else f"{episode.where}: {error}")
                 else:
                     if made is not None:
-                        writer.append(made)
+                        with made.file:
+                            writer.append(made)
                     unlabelled += made is None
                 bar.update(shown, completed=writer.episodes + losses.episodes + unlabelled)
         except (KeyboardInterrupt, VolarError):
@@ -205,6 +206,8 @@ def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyCon
     }
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, contract, about)
+        if writer.shard_episodes != config.shard_episodes:
+            raise VolarError(f"{config.output} was begun with shard_episodes={writer.shard_episodes}; give the same")
         if config.episodes is not None and writer.episodes > config.episodes:
             have = f"{config.output} has {writer.episodes} episodes already"
             raise VolarError(f"{have}, more than episodes={config.episodes}; ask for at least as many")
@@ -236,21 +239,19 @@ def _encoded(
     contract: "PolicyContract",
     start: tuple[int, int],
     losses: "Losses",
-) -> Iterator[tuple["SourceEpisode", "Future[bytes | None]"]]:
+) -> Iterator[tuple["SourceEpisode", "Future[EncodedEpisode | None]"]]:
     """The episodes in order, encoded by threads (OpenCV's work needs no lock) a few ahead of the one that is taken."""
-    from volar.datasets.lerobot_layout import encode_episode
+    from volar.datasets.encode_source import EncodeRules, encode_source
 
     workers = config.workers or len(os.sched_getaffinity(0))
+    resize = config.image_size is not None
+    rules = EncodeRules(config.output, resize, config.missing_cameras, config.instruction)
 
-    def encode(episode: "SourceEpisode") -> bytes | None:
-        made = build(episode, contract, config)
-        return encode_episode(made, contract) if made is not None else None
-
-    waiting: deque[tuple[SourceEpisode, Future[bytes | None]]] = deque()
+    waiting: deque[tuple[SourceEpisode, Future[EncodedEpisode | None]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for episode in source.episodes(start, config.on_error, losses):
-                waiting.append((episode, pool.submit(encode, episode)))
+                waiting.append((episode, pool.submit(encode_source, episode, contract, rules)))
                 if len(waiting) > workers:
                     yield waiting.popleft()
         except VolarError:  # what was read before it is whole
@@ -259,61 +260,17 @@ def _encoded(
         yield from waiting
 
 
-def build(source: "SourceEpisode", contract: "PolicyContract", config: ConvertConfig) -> "Episode | None":
-    """An episode of the contract; None for one without an instruction. Raises `DatasetError` naming it."""
-    import numpy as np
-
-    from volar.datasets.episode import POINTS_SHAPE, Episode
-    from volar.datasets.lerobot_layout import DatasetError
-
-    numbers = source.numbers()
-    instruction = numbers.instruction or config.instruction
-    if not instruction:
-        return None
-    steps = len(numbers.actions)
-    found = source.images()
-    missing = [camera.name for camera in contract.cameras if camera.name not in found]
-    if missing and config.missing_cameras == "refuse":
-        raise DatasetError(f"{source.where} lacks {', '.join(missing)}; missing_cameras=pad makes them black")
-    images: dict[str, Any] = {}
-    for camera in contract.cameras:
-        size = (camera.width, camera.height)
-        if camera.name in missing:
-            images[camera.name] = np.zeros((steps, camera.height, camera.width, 3), np.uint8)
-        else:
-            images[camera.name] = _resized(found[camera.name], size) if config.image_size else found[camera.name]
-    info = {**numbers.facts, "place": list(source.place), "source": source.where, "missing_cameras": missing}
-    points = numbers.points if numbers.points is not None else np.full((steps, *POINTS_SHAPE), np.nan, np.float32)
-    try:
-        return Episode(
-            images=images,
-            state=numbers.state,
-            actions=numbers.actions,
-            points=points,
-            instruction=instruction,
-            task=numbers.task or instruction,
-            success=numbers.success,
-            info=info,
-        )
-    except ValueError as error:
-        raise DatasetError(f"{source.where}: {error}") from error
-
-
-def _resized(images: Any, size: tuple[int, int]) -> Any:
-    """(T, H, W, 3) -> (T, height, width, 3), averaged over areas when it shrinks."""
-    import cv2
-    import numpy as np
-
-    return np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
-
-
 def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int) -> None:
     """What is there, and what was left out in this run."""
     from volar.datasets.lerobot_format import load_info
 
     print(f"{writer.episodes} episodes in {writer.root}")
     for camera, count in missing_cameras(load_info(writer.root).episodes).items():
-        print(f"camera {camera} was missing in {count} of them: black, and listed in the episode's info")
+        print(
+            f"camera {camera} was missing in {count} of them: black, listed in the episode's info, masked in training"
+        )
+        if count == writer.episodes:
+            print(f"  so nothing can be learned of {camera}: cameras=[...] with the others leaves it out")
     if unlabelled:
         print(f"{unlabelled} without an instruction were left out; instruction=TEXT keeps them")
     if losses.reasons:

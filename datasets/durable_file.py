@@ -3,8 +3,9 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from volar.robots.errors import VolarError
 
@@ -28,22 +29,49 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise VolarError(f"{path} cannot be written: {error.strerror}") from error
 
 
+class DurableFile:
+    """A file that is written under a temporary name, in pieces, and has its own name from `commit` on.
+
+    The system's errors in `file` are the writer's to translate: `disk_errors(path)`. Raises `DiskFull`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: BinaryIO = self._temporary.open("wb")
+
+    def commit(self) -> None:
+        """Syncs, renames and syncs the folder; leaves nothing behind when that fails. Raises `DiskFull`."""
+        with disk_errors(self.path):
+            try:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                self._temporary.replace(self.path)
+            except OSError:
+                self.abandon()
+                raise
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def abandon(self) -> None:
+        """Removes what was written; the file's own name keeps what it had."""
+        with suppress(OSError):  # closing writes what is left to write
+            self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes under a temporary name, syncs, renames and syncs the folder. Raises `DiskFull`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Writes a whole file, see `DurableFile`. Raises `DiskFull`."""
+    target = DurableFile(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            target.file.write(data)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            target.abandon()
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    target.commit()

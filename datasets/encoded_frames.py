@@ -1,7 +1,7 @@
 """Frames of a dataset without a decoded copy: the PNG or JPEG bytes are held, images are decoded when asked for.
 
-For a dataset whose decoded frames (`frame_cache.py`) do not fit the disk. It needs the memory of the encoded
-images, which forked workers share; a sample costs the decoding of its images.
+For a dataset whose decoded frames (`frame_cache.py`) do not fit the disk, see `choose_frames.py`. It needs the memory
+of the encoded images, which forked workers share; a sample costs the decoding of its images.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from volar.datasets.episode import POINTS_SHAPE
-from volar.datasets.frame_cache import FrameCache
-from volar.datasets.lerobot_format import DatasetInfo, load_info, vectors
-from volar.datasets.lerobot_layout import POINTS, POINTS_VALID, DatasetError, decode_image
+from volar.datasets.frame_cache import FrameCache, camera_masks
+from volar.datasets.lerobot_format import DatasetInfo, load_info, readable, vectors
+from volar.datasets.lerobot_layout import POINTS, POINTS_VALID, DatasetError, decode_image, parquet_file
 
 
 class EncodedImages:
@@ -43,14 +43,12 @@ def encoded_frames(root: Path, progress: Callable[[int, int], None] | None = Non
     Raises `DatasetError` for one with videos, whose frames cannot be decoded one by one, or that cannot be read.
     """
     info = load_info(root)
-    videos = [name for name, key in info.camera_keys.items() if info.features[key]["dtype"] == "video"]
-    if videos:
-        raise DatasetError(f"{root} has videos ({', '.join(videos)}): decode them once with FrameCache.build")
+    _require_images(info)
     tables, done = [], 0
     wanted = ["observation.state", "action", "task_index", *info.camera_keys.values()]
     wanted += [name for name in (POINTS, POINTS_VALID) if name in info.features]
     for path, _ in info.by_file():
-        tables.append(pq.ParquetFile(path).read(wanted).replace_schema_metadata(None))
+        tables.append(readable(path, lambda p: parquet_file(p).read(wanted)).replace_schema_metadata(None))
         done += len(tables[-1])
         if progress is not None:
             progress(done, info.frames)
@@ -66,11 +64,35 @@ def encoded_frames(root: Path, progress: Callable[[int, int], None] | None = Non
         episode_end=np.repeat([e["dataset_to_index"] for e in info.episodes], [e["length"] for e in info.episodes]),
         instruction_id=table.column("task_index").to_numpy().astype(np.int32),
         instructions=info.tasks,
+        camera_mask=camera_masks(info),
     )
+
+
+def encoded_bytes(info: DatasetInfo) -> int:
+    """The memory that its images need. Raises `DatasetError` for videos."""
+    _require_images(info)
+    total = 0
+    for path, _ in info.by_file():
+        about = readable(path, pq.read_metadata)
+        for group in range(about.num_row_groups):
+            columns = [about.row_group(group).column(k) for k in range(about.num_columns)]
+            wanted = [c for c in columns if c.path_in_schema.removesuffix(".bytes") in info.camera_keys.values()]
+            total += sum(column.total_uncompressed_size for column in wanted)
+    return total
+
+
+def _require_images(info: DatasetInfo) -> None:
+    videos = [name for name, key in info.camera_keys.items() if info.features[key]["dtype"] == "video"]
+    if videos:
+        raise DatasetError(
+            f"{info.root} has videos ({', '.join(videos)}), whose frames must be decoded once: make room"
+        )
 
 
 def _bytes(table: pa.Table, key: str) -> pa.ChunkedArray:
     chunks = [pc.struct_field(chunk, "bytes") for chunk in table.column(key).chunks]
+    if any(chunk.null_count for chunk in chunks):
+        raise DatasetError(f"images of {key} are in files of their own, which must be decoded once: make room")
     return pa.chunked_array(chunks).cast(pa.large_binary())
 
 

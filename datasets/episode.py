@@ -12,6 +12,7 @@ POINT_NAMES = ("target", "destination")
 # Its columns: position in the base frame [m], and where the first camera sees it, as fractions of the image's
 # width and height from the top left corner (outside [0, 1] when out of view).
 POINT_FIELDS = ("x", "y", "z", "u", "v")
+MISSING_CAMERAS = "missing_cameras"  # the entry of `Episode.info` that names them
 POINTS_SHAPE = (len(POINT_NAMES), len(POINT_FIELDS))
 
 
@@ -53,3 +54,8 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def missing_cameras(self) -> tuple[str, ...]:
+        """Cameras that the episode's source lacks: their images are black here. Kept in `info`."""
+        return tuple(self.info.get(MISSING_CAMERAS, ()))

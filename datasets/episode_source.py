@@ -1,6 +1,6 @@
 """What `volar-convert` reads from: RLDS, HDF5 and LeRobot folders as one stream of episodes, decoded when asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,14 +28,14 @@ class Numbers:
 class SourceEpisode:
     """One episode of a source, at `place` = (file, number in it); `where` names that for people.
 
-    `numbers` and `images` (camera -> uint8 (T, H, W, 3), those of the contract that the episode has) read it when
-    called, and raise `DatasetError`.
+    `numbers` and `images` (camera -> its frames, uint8 (H, W, 3); the contract's cameras that the episode has) read it
+    when called, a frame when it is taken, and raise `DatasetError`.
     """
 
     place: tuple[int, int]
     where: str
     numbers: Callable[[], Numbers]
-    images: Callable[[], dict[str, NDArray[np.uint8]]]
+    images: Callable[[], dict[str, Iterable[NDArray[np.uint8]]]]
 
 
 class EpisodeSource(Protocol):
@@ -53,8 +53,3 @@ class EpisodeSource(Protocol):
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         """From the place `start` on, in order."""
         ...
-
-
-def absent(images: NDArray[np.uint8]) -> bool:
-    """A camera that an episode lacks: datasets fill it with black."""
-    return not images.any()

@@ -5,28 +5,31 @@ decoding of a third of a millisecond. The cache lives in the dataset's own folde
 a folder named by the SHA-256 of the dataset's files, so it is never stale and goes when the dataset goes.
 """
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
+from volar.datasets.durable_file import DiskFull, OutputExists, disk_errors, write_durably
 from volar.datasets.episode import POINTS_SHAPE
-from volar.datasets.lerobot_format import DatasetInfo, load_info, read_file
+from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
 from volar.robots.contract import PolicyContract
 
-FORMAT = 1  # counts up when the layout below changes
+FORMAT = 2  # counts up when the layout below changes
 FOLDER = ".volar_cache"
+DISK_RESERVE = 2**30  # bytes that a cache leaves free: a disk filled to its end stops everything else
 SMALL = ("state", "action", "points", "episode_end", "instruction_id")  # held in memory, not mapped
 
 
@@ -36,7 +39,9 @@ class FrameCache:
 
     `points`: float32 (N, 2, 5) as `Episode.points`, NaN where there is none. `episode_end`: int64 (N,), the
     index one past the last frame of the frame's episode. `instruction_id`: int32 (N,) into `instructions`.
-    Arrays of a built cache are read-only. Raises `ValueError` on shapes that do not fit together.
+    `camera_mask`: camera -> bool (N,), False in episodes that lack it, where its images are black; a camera that is not
+    named is there in all frames. Arrays of a built cache are read-only.
+    Raises `ValueError` on shapes that do not fit together.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -46,9 +51,11 @@ class FrameCache:
     episode_end: NDArray[np.int64]
     instruction_id: NDArray[np.int32]
     instructions: tuple[str, ...]
+    camera_mask: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         arrays = {name: getattr(self, name) for name in ("state", "points", "episode_end", "instruction_id")}
+        arrays |= {f"camera_mask of {name}": mask for name, mask in self.camera_mask.items()}
         for name, array in (arrays | dict(self.images)).items():
             if len(array) != len(self):
                 raise ValueError(f"{name} has {len(array)} frames, action {len(self)}")
@@ -93,11 +100,13 @@ class FrameCache:
 
     def complete(self, folder: Path) -> None:
         """Writes all but the images, which are there; last what makes the folder one for `open`. Raises `DiskFull`."""
-        for name in SMALL:
+        small = {f"{name}.npy": getattr(self, name) for name in SMALL}
+        for name, array in (small | {_mask_file(name): mask for name, mask in self.camera_mask.items()}).items():
             buffer = io.BytesIO()
-            np.save(buffer, getattr(self, name))
-            write_durably(folder / f"{name}.npy", buffer.getvalue())
+            np.save(buffer, array)
+            write_durably(folder / name, buffer.getvalue())
         about = {"cameras": list(self.images), "instructions": list(self.instructions)}
+        about |= {"masked": list(self.camera_mask)} if self.camera_mask else {}
         write_durably(folder / FRAMES, json.dumps(about).encode())
 
     @staticmethod
@@ -106,17 +115,22 @@ class FrameCache:
         cache_dir: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
         workers: int | None = None,
+        disk_reserve: int = DISK_RESERVE,
     ) -> "FrameCache":
         """The cache of a dataset; decodes it if there is none yet.
 
         `cache_dir`: holds it instead of the dataset's folder. `progress(done, total)`: frames, called from
         this thread. `workers`: decoding threads, by default one for each CPU this process may use.
-        Raises `DatasetError` on a dataset that cannot be read.
+        `disk_reserve`: bytes to leave free. Raises `DatasetError` on a dataset that cannot be read, `DiskFull` before
+        anything is decoded.
         """
         info = load_info(root)
         folder = (cache_dir or root / FOLDER) / _key(info)
         if not (folder / FRAMES).is_file():
-            _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
+            with _alone_in(folder.parent):
+                if not (folder / FRAMES).is_file():  # another process may have been faster
+                    _require_room(info, folder, disk_reserve)
+                    _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
         return FrameCache.open(folder)
 
     @staticmethod
@@ -126,10 +140,15 @@ class FrameCache:
             raise DatasetError(f"{folder} is no complete frame cache; FrameCache.build makes one")
         about = json.loads((folder / FRAMES).read_text())
         small = {name: np.load(folder / f"{name}.npy") for name in SMALL}
-        for array in small.values():
+        masks = {name: np.load(folder / _mask_file(name)) for name in about.get("masked", ())}
+        for array in (*small.values(), *masks.values()):
             array.flags.writeable = False
         images = {name: np.load(folder / "images" / f"{name}.npy", mmap_mode="r") for name in about["cameras"]}
-        return FrameCache(images=images, instructions=tuple(about["instructions"]), **small)
+        return FrameCache(images=images, instructions=tuple(about["instructions"]), camera_mask=masks, **small)
+
+
+def _mask_file(camera: str) -> str:
+    return f"camera_mask.{camera}.npy"
 
 
 def _key(info: DatasetInfo) -> str:
@@ -146,9 +165,40 @@ def _key(info: DatasetInfo) -> str:
     return digest.hexdigest()[:32]
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits for other processes that build a cache there, and removes what a killed one left."""
+    with disk_errors(folder):
+        there = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in folder.glob("*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # it holds other caches
+                folder.rmdir()
+        raise
+    finally:
+        os.close(handle)
+
+
+def _require_room(info: DatasetInfo, folder: Path, reserve: int) -> None:
+    there = next(path for path in folder.parents if path.exists())
+    needed = info.frames * sum(3 * height * width for height, width in info.cameras.values())
+    free = shutil.disk_usage(there).free
+    if needed + reserve > free:
+        raise DiskFull(
+            f"decoded, {info.root} takes {needed / 1e9:.2f} GB; {there} has {free / 1e9:.2f} GB free, of which "
+            f"{reserve / 1e9:.2f} GB are kept"
+        )
+
+
 def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None] | None, workers: int) -> None:
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.tmp")
     try:
         with disk_errors(folder):
             (temporary / "images").mkdir(parents=True)
@@ -156,20 +206,20 @@ def _decode(info: DatasetInfo, folder: Path, progress: Callable[[int, int], None
             # Threads suffice: OpenCV decodes outside the interpreter lock.
             with ThreadPoolExecutor(workers) as pool:
                 done = 0
-                for frames in pool.map(lambda item: _decode_file(info, cache, *item), info.by_file()):
-                    done += frames
+                for count in pool.map(lambda item: _decode_file(info, cache, *item), info.by_file()):
+                    done += count
                     if progress is not None:
                         progress(done, info.frames)
             for array in cache.images.values():
                 array.flush()  # type: ignore[attr-defined]
             cache.complete(temporary)
-            if not folder.exists():
-                temporary.rename(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # what is not complete
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if folder.parent.name == FOLDER:
         for other in folder.parent.iterdir():  # of what the dataset was before
-            if other != folder and other.suffix != ".tmp":
+            if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -190,7 +240,16 @@ def _allocate(info: DatasetInfo, folder: Path) -> FrameCache:
         episode_end=np.repeat(ends, [e["length"] for e in info.episodes]),
         instruction_id=np.zeros(n, np.int32),
         instructions=info.tasks,
+        camera_mask=camera_masks(info),
     )
+
+
+def camera_masks(info: DatasetInfo) -> dict[str, NDArray[np.bool_]]:
+    """Camera -> bool (N,), of the cameras that some episode lacks: see `FrameCache.camera_mask`."""
+    lengths = [int(row["length"]) for row in info.episodes]
+    lacking = [missing_cameras(row) for row in info.episodes]
+    names = [name for name in info.cameras if any(name in missing for missing in lacking)]
+    return {name: np.repeat([name not in missing for missing in lacking], lengths) for name in names}
 
 
 def reserved_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -210,13 +269,15 @@ def reserved_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _decode_file(info: DatasetInfo, cache: FrameCache, path: Path, rows: list[dict[str, Any]]) -> int:
     """Decodes one data file into its place; returns its frames."""
-    frames = 0
+    done = 0
     number = {text: i for i, text in enumerate(info.tasks)}
-    for row, episode in zip(rows, read_file(info, path, rows), strict=True):
+    for row, table in read_tables(path, rows):
+        episode = episode_of(info, table, row, {})
         place = slice(row["dataset_from_index"], row["dataset_to_index"])
         cache.state[place], cache.action[place], cache.points[place] = episode.state, episode.actions, episode.points
         cache.instruction_id[place] = number[episode.instruction]
-        for name, images in episode.images.items():
-            cache.images[name][place] = images
-        frames += len(episode)
-    return frames
+        for name, array in cache.images.items():
+            for k, image in enumerate(frames(info, table, row, name), place.start):
+                array[k] = image
+        done += len(episode)
+    return done

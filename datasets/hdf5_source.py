@@ -10,7 +10,8 @@ Sources: robomimic's documentation, "Dataset structure"; Lifelong-Robot-Learning
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.episode_source import Numbers, SourceEpisode
-from volar.datasets.lerobot_layout import DatasetError
+from volar.datasets.lerobot_layout import ROWS, DatasetError
 from volar.datasets.oxe_entry import FRANKA, Named, axis_angle, delta, inverted, position, quaternion, stacked
 from volar.datasets.rlds import Losses, OnError
 from volar.robots.contract import CameraSpec, PolicyContract
@@ -73,7 +74,7 @@ class Hdf5Source:
             raise Unknown("dataset", name, LAYOUTS)
         with _opened(files[0]) as file:
             keys = _demos(file, files[0])
-            found = set(file[f"data/{keys[0]}"].get("obs", ()))
+            found = set(map(str, file[f"data/{keys[0]}"].get("obs", ())))
         fitting = [layout for layout in LAYOUTS.values() if set(layout.state) <= found]
         if name is None and not fitting:
             said = ", ".join(sorted(found)) or "none"
@@ -88,7 +89,13 @@ class Hdf5Source:
     def available(self) -> dict[str, tuple[str, int, int]]:
         """Role -> (key, width, height), of the cameras that the first demonstration has."""
         with _opened(self.files[0]) as file:
-            obs = file[f"data/{_demos(file, self.files[0])[0]}/obs"]
+            demo = _demos(file, self.files[0])[0]
+            obs = file[f"data/{demo}"].get("obs", {})
+            if not set(self.layout.state) <= set(obs):
+                wanted, said = ", ".join(self.layout.state), ", ".join(sorted(obs)) or "none"
+                raise DatasetError(
+                    f"{self.files[0]}: the observations of {demo} must have {wanted} (there are: {said})"
+                )
             there = {role: key for role, key in self.layout.cameras.items() if key in obs}
             return {role: (key, obs[key].shape[2], obs[key].shape[1]) for role, key in there.items()}
 
@@ -147,6 +154,8 @@ class Hdf5Source:
 
     def _numbers(self, path: Path, demo: str, about: dict[str, Any]) -> Numbers:
         actions = _read(path, demo, "actions")
+        if not len(actions):
+            raise DatasetError(f"{path}: {demo} has no steps")
         state = stacked(*(_read(path, demo, f"obs/{key}") for key in self.layout.state))
         if actions.shape[1:] != (7,) or state.shape[1:] != (len(self.layout.names),) or len(state) != len(actions):
             raise DatasetError(f"{path}: {demo} has actions {actions.shape} and states {state.shape}")
@@ -157,23 +166,33 @@ class Hdf5Source:
         facts = {"file": path.name, "demo": demo}
         return Numbers(state, moves, text.strip().strip('"'), facts=facts, task=task)
 
-    def _images(self, path: Path, demo: str) -> dict[str, NDArray[np.uint8]]:
-        found = {}
-        for role, (key, _, _) in self.chosen.items():
-            images = _read(path, demo, f"obs/{key}")
-            if images.dtype != np.uint8 or images.ndim != 4:
-                raise DatasetError(f"{path}: {demo}/obs/{key} is {images.dtype} {images.shape}, not images")
-            found[role] = np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images
-        return found
+    def _images(self, path: Path, demo: str) -> dict[str, Iterable[NDArray[np.uint8]]]:
+        with _opened(path) as file:
+            there = set(file[f"data/{demo}"].get("obs", ()))
+        keys = {role: key for role, (key, _, _) in self.chosen.items() if key in there}
+        return {role: self._frames(path, demo, f"obs/{key}") for role, key in keys.items()}
+
+    def _frames(self, path: Path, demo: str, key: str) -> Iterator[NDArray[np.uint8]]:
+        with _opened(path) as file:
+            stored = file[f"data/{demo}/{key}"]
+            if stored.dtype != np.uint8 or stored.ndim != 4:
+                raise DatasetError(f"{path}: {demo}/{key} is {stored.dtype} {stored.shape}, not images")
+            for start in range(0, len(stored), ROWS):
+                images = stored[start : start + ROWS]
+                yield from (np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images)
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file. What h5py says of damage, in many kinds of errors, is a `DatasetError` that names the file."""
     import h5py
 
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read, it is cut or no HDF5 file: {error}") from error
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        said = error.args[0] if error.args else type(error).__name__
+        raise DatasetError(f"{path} cannot be read, it is cut, damaged or no HDF5 file: {said}") from error
 
 
 def _demos(file: Any, path: Path) -> list[str]:
@@ -189,20 +208,17 @@ def _read(path: Path, demo: str, key: str) -> NDArray[Any]:
         group = file[f"data/{demo}"]
         if key not in group:
             raise DatasetError(f"{path}: {demo} lacks {key} (it has {', '.join(sorted(group))})")
-        try:
-            array: NDArray[Any] = group[key][()]
-        except OSError as error:
-            raise DatasetError(f"{path}: {demo}/{key} cannot be read: {error}") from error
+        array: NDArray[Any] = np.asarray(group[key])
         return array
 
 
 def _attributes(file: Any, *names: str) -> dict[str, Any]:
-    """The JSON attributes of `data`, together; the first named wins."""
+    """The JSON attributes of `data`, together; the first named wins. Raises `DatasetError` for other texts."""
     found: dict[str, Any] = {}
     for name in reversed(names):
         try:
             raw = json.loads(file["data"].attrs.get(name, "{}"))
-        except (ValueError, KeyError):
-            continue
+        except ValueError as error:
+            raise DatasetError(f"{file.filename}: the attribute {name} of data is no JSON: {error}") from error
         found |= raw if isinstance(raw, dict) else {}
     return found

@@ -174,12 +174,15 @@ def contents(config: InspectConfig) -> Contents:
     if (path / "meta" / "info.json").is_file():
         return _of_lerobot(config)
     from volar.datasets.convert import open_source
+    from volar.datasets.lerobot_layout import DatasetError
     from volar.datasets.rlds import Losses
 
     hdf5 = path.suffix in (".hdf5", ".h5") or any(path.glob("*.hdf5")) or any(path.glob("*.h5"))
     source = open_source("hdf5" if hdf5 else "rlds", path, dataset=config.dataset, split=config.split)
     read: Iterator[Numbers] = (item.numbers() for item in source.episodes((0, 0), "raise", Losses()))
     total = min(source.total, config.episodes or source.total)
+    if not total:
+        raise DatasetError(f"{path} holds no episode")
     episodes = [next(read) for _ in _progress(range(total), "reading")]
     state = np.concatenate([e.state for e in episodes])
     actions = np.concatenate([e.actions for e in episodes])
@@ -211,19 +214,19 @@ def _contents(
 
 
 def _of_lerobot(config: InspectConfig) -> Contents:
-    import pyarrow.parquet as pq
-
     from volar.datasets.convert import missing_cameras
-    from volar.datasets.lerobot_format import load_info, vectors
-    from volar.datasets.lerobot_layout import CONTRACT, INFO
+    from volar.datasets.lerobot_format import load_info, readable, vectors
+    from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError, parquet_file
     from volar.robots.contract import PolicyContract
 
     info = load_info(config.path)
     rows = list(info.episodes[: config.episodes])
+    if not rows:
+        raise DatasetError(f"{config.path} holds no episode")
     frames = sum(int(row["length"]) for row in rows)
     parts: dict[str, list[NDArray[Any]]] = {"observation.state": [], "action": [], "task_index": []}
     for path in _progress(list(dict.fromkeys(info.data_file(row) for row in rows)), "reading"):
-        table = pq.ParquetFile(path).read(list(parts))
+        table = readable(path, lambda p: parquet_file(p).read(list(parts)))
         for key, pieces in parts.items():
             pieces.append(vectors(table, key))
     state, actions, tasks = (np.concatenate(pieces)[:frames] for pieces in parts.values())

@@ -1,7 +1,8 @@
 """Reads LeRobotDataset folders, v3 and v2.1: Volar's own, and others with images or videos."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from volar.datasets.episode import POINTS_SHAPE, Episode
+from volar.datasets.episode import MISSING_CAMERAS, POINTS_SHAPE, Episode
 from volar.datasets.lerobot_layout import (
     CODEBASE_VERSION,
     CONTRACT,
@@ -21,10 +22,12 @@ from volar.datasets.lerobot_layout import (
     INFO,
     POINTS,
     POINTS_VALID,
+    ROWS,
     TASKS,
     WRITER,
     DatasetError,
     decode_image,
+    parquet_file,
 )
 from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, v21_rows, v21_tasks
 from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
@@ -92,21 +95,18 @@ def load_info(root: Path) -> DatasetInfo:
         if (root / WRITER).is_file():
             raise DatasetError(f"{root} was not finished: its collection was interrupted; continue it with resume=true")
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no {INFO}")
-    info = _parsed(root / INFO, lambda p: dict(json.loads(p.read_text())))
+    info = readable(root / INFO, lambda p: _checked_info(json.loads(p.read_text())))
     version = info.get("codebase_version")
-    missing = [key for key in ("fps", "features", "data_path", "total_episodes") if key not in info]
-    if missing:
-        raise DatasetError(f"{root / INFO} lacks {', '.join(missing)}")
     if version in VERSIONS:
-        episodes = _parsed(root / EPISODES, lambda path: v21_rows(path, info))
-        tasks = _parsed(root / V21_TASKS, v21_tasks)
+        episodes = readable(root / EPISODES, lambda path: v21_rows(path, info))
+        tasks = readable(root / V21_TASKS, v21_tasks)
     elif version == CODEBASE_VERSION:
         files = sorted((root / "meta/episodes").glob("*/*.parquet"))
         if not files:
             raise DatasetError(f"{root} has no {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
-        episodes = [row for path in files for row in _parsed(path, episode_rows)]
+        episodes = [row for path in files for row in readable(path, episode_rows)]
         episodes.sort(key=lambda row: int(row["episode_index"]))
-        tasks = _parsed(root / TASKS, _tasks)
+        tasks = readable(root / TASKS, _tasks)
     else:
         raise DatasetError(
             f"{root} is LeRobotDataset {version}; this reads {', '.join((CODEBASE_VERSION, *VERSIONS))}: "
@@ -114,6 +114,7 @@ def load_info(root: Path) -> DatasetInfo:
         )
     if len(episodes) != info["total_episodes"]:
         raise DatasetError(f"{root}: {INFO} says {info['total_episodes']} episodes, meta has {len(episodes)}")
+    _check_episodes(root, episodes)
     return DatasetInfo(
         root=root,
         fps=int(info["fps"]),
@@ -123,6 +124,34 @@ def load_info(root: Path) -> DatasetInfo:
         episodes=tuple(episodes),
         tasks=tasks,
     )
+
+
+def _checked_info(info: Any) -> dict[str, Any]:
+    """Raises `ValueError` when a key is missing or of another type than LeRobot's."""
+    types: dict[str, Any] = {"fps": (int, float), "features": dict, "data_path": str, "total_episodes": int}
+    if not isinstance(info, dict):
+        raise ValueError("it is no mapping")
+    missing = [key for key in types if key not in info]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    wrong = [f"{key} is {info[key]!r}" for key, kind in types.items() if not isinstance(info[key], kind)]
+    if wrong:
+        raise ValueError(", ".join(wrong))
+    unknown = [key for key, feature in info["features"].items() if not {"dtype", "shape"} <= {*feature}]
+    if unknown:
+        raise ValueError(f"the features {', '.join(unknown)} have no dtype or no shape")
+    return info
+
+
+def _check_episodes(root: Path, episodes: list[dict[str, Any]]) -> None:
+    """Raises `DatasetError` for an episode that is there twice, or has no steps."""
+    numbers = Counter(int(row["episode_index"]) for row in episodes)
+    twice = [number for number, count in numbers.items() if count > 1]
+    if twice:
+        raise DatasetError(f"{root}: meta has episode {', '.join(map(str, twice[:5]))} more than once")
+    empty = [int(row["episode_index"]) for row in episodes if int(row["length"]) < 1]
+    if empty:
+        raise DatasetError(f"{root}: episode {', '.join(map(str, empty[:5]))} has no steps")
 
 
 def load_contract(root: Path, wanted: PolicyContract | None = None) -> PolicyContract:
@@ -156,29 +185,56 @@ def read_episodes(root: Path) -> Iterator[Episode]:
 
 def read_file(info: DatasetInfo, path: Path, episodes: list[dict[str, Any]]) -> Iterator[Episode]:
     """The episodes of one data file, see `DatasetInfo.by_file`."""
-    table = _parsed(path, lambda p: pq.ParquetFile(p).read())
-    index = table.column("index").to_numpy()
-    alone = len(episodes) == 1 and len(table) == episodes[0]["length"]  # whatever `index` says, as in merged v2.1
+    for row, table in read_tables(path, episodes):
+        images = {name: np.stack(list(frames(info, table, row, name))) for name in info.camera_keys}
+        yield episode_of(info, table, row, images)
+
+
+def read_tables(path: Path, episodes: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+    """The rows of each of these episodes of one data file, which is read by row group."""
+    file = readable(path, parquet_file)
+    groups = (readable(path, lambda _, k=k: file.read_row_group(k)) for k in range(file.num_row_groups))  # type: ignore[misc]
+    alone = len(episodes) == 1 and file.metadata.num_rows == episodes[0]["length"]  # whatever `index` says: merged v2.1
+    table = file.schema_arrow.empty_table()
     for episode in episodes:
-        start, stop = np.searchsorted(index, (episode["dataset_from_index"], episode["dataset_to_index"]))
+        first, last = episode["dataset_from_index"], episode["dataset_to_index"]
+        while (alone or not len(table) or table.column("index")[-1].as_py() < last - 1) and (
+            group := next(groups, None)
+        ) is not None:
+            table = pa.concat_tables([table, group]) if len(table) else group
+        start, stop = np.searchsorted(table.column("index").to_numpy(), (first, last))
         start, stop = (0, len(table)) if alone else (start, stop)
         if stop - start != episode["length"]:
             raise DatasetError(
                 f"{path} has {stop - start} of {episode['length']} steps of episode {episode['episode_index']}"
             )
-        yield _episode(info, table.slice(start, stop - start), episode)
+        yield episode, table.slice(start, stop - start)
+        table = table.slice(stop)
 
 
 def episode_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of one file of `meta/episodes`, without the statistics columns."""
     names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
     # Through the file, not the dataset API, which would read `chunk-000` as a partition.
-    rows: list[dict[str, Any]] = pq.ParquetFile(path).read(names).to_pylist()
+    rows: list[dict[str, Any]] = parquet_file(path).read(names).to_pylist()
     return rows
 
 
-def _episode(info: DatasetInfo, table: pa.Table, row: dict[str, Any]) -> Episode:
-    instructions = {info.tasks[i] for i in table.column("task_index").unique().to_pylist()}
+def missing_cameras(row: dict[str, Any]) -> tuple[str, ...]:
+    """Cameras that the episode of a row of `meta/episodes` lacks, see `Episode.missing_cameras`."""
+    return tuple(json.loads(row.get("volar/info") or "{}").get(MISSING_CAMERAS, ()))
+
+
+def episode_of(
+    info: DatasetInfo, table: pa.Table, row: dict[str, Any], images: Mapping[str, NDArray[np.uint8]]
+) -> Episode:
+    """The episode of a row of `meta/episodes` and its rows in the data file, with those images."""
+    tasks = set(vectors(table, "task_index").ravel().tolist())
+    if not tasks <= set(range(len(info.tasks))):
+        raise DatasetError(
+            f"episode {row['episode_index']} of {info.root} has tasks {sorted(tasks)} of {len(info.tasks)}"
+        )
+    instructions = {info.tasks[i] for i in tasks}
     if len(instructions) != 1:
         raise DatasetError(
             f"episode {row['episode_index']} of {info.root} has several instructions: {sorted(instructions)}"
@@ -193,7 +249,7 @@ def _episode(info: DatasetInfo, table: pa.Table, row: dict[str, Any]) -> Episode
     if success is None:
         success = bool(table.column("next.success").to_numpy().any()) if "next.success" in names else True
     return Episode(
-        images={name: _images(info, table, row, name) for name in info.camera_keys},
+        images=images,
         state=vectors(table, "observation.state").astype(np.float32, copy=False),
         actions=vectors(table, "action").astype(np.float32, copy=False),
         points=points,
@@ -215,17 +271,19 @@ def vectors(table: pa.Table, key: str) -> NDArray[Any]:
     return flat.reshape(len(column), -1)
 
 
-def _images(info: DatasetInfo, table: pa.Table, row: dict[str, Any], camera: str) -> NDArray[np.uint8]:
+def frames(info: DatasetInfo, table: pa.Table, row: dict[str, Any], camera: str) -> Iterator[NDArray[np.uint8]]:
+    """The images (H, W, 3) of a camera in an episode, each decoded when it is taken. Raises `DatasetError`."""
     key, wanted = info.camera_keys[camera], info.cameras[camera]
     if info.features[key]["dtype"] == "video":
         images = _video(info, table, row, key)
     elif key not in table.column_names:
         raise DatasetError(f"{info.root}: episode {row['episode_index']} has no column {key!r}, {INFO} has")
     else:
-        images = np.stack([decode_image(_bytes(info, item)) for item in table.column(key).to_pylist()])
-    if images.shape[1:3] != wanted:
-        raise DatasetError(f"{key} of episode {row['episode_index']} is {images.shape[1:3]}, {INFO} says {wanted}")
-    return images
+        images = (decode_image(_bytes(info, item.as_py())) for item in table.column(key))
+    for image in images:
+        if image.shape[:2] != wanted:
+            raise DatasetError(f"{key} of episode {row['episode_index']} is {image.shape[:2]}, {INFO} says {wanted}")
+        yield image
 
 
 def _bytes(info: DatasetInfo, item: dict[str, Any]) -> bytes:
@@ -233,22 +291,24 @@ def _bytes(info: DatasetInfo, item: dict[str, Any]) -> bytes:
     if item["bytes"] is not None:
         return bytes(item["bytes"])
     path = info.root / str(item["path"])
-    return _parsed(path, Path.read_bytes)
+    return readable(path, Path.read_bytes)
 
 
-def _video(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) -> NDArray[np.uint8]:
+def _video(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) -> Iterator[NDArray[np.uint8]]:
     from lerobot.datasets.video_utils import decode_video_frames
 
     path = info.video_file(row, key)
     if not path.is_file():
         raise DatasetError(f"{info.root} has no {path.relative_to(info.root)}")
     stamps = table.column("timestamp").to_numpy() + row[f"videos/{key}/from_timestamp"]
-    try:
-        frames = decode_video_frames(path, stamps.tolist(), 1e-4, "pyav", return_uint8=True)  # (T, 3, H, W)
-    except Exception as error:  # FFmpeg's and LeRobot's own, of many kinds
-        what = f"{path} cannot be decoded for episode {row['episode_index']}"
-        raise DatasetError(f"{what}: {str(error).strip().splitlines()[0]}") from error
-    return np.ascontiguousarray(frames.numpy().transpose(0, 2, 3, 1))
+    for start in range(0, len(stamps), ROWS):
+        try:
+            some = stamps[start : start + ROWS].tolist()
+            images = decode_video_frames(path, some, 1e-4, "pyav", return_uint8=True)  # (n, 3, H, W)
+        except Exception as error:  # FFmpeg's and LeRobot's own, of many kinds
+            what = f"{path} cannot be decoded for episode {row['episode_index']}"
+            raise DatasetError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+        yield from np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1))
 
 
 def _place(episode: dict[str, Any], prefix: str) -> dict[str, int]:
@@ -265,17 +325,19 @@ def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
 
 
 def _tasks(path: Path) -> tuple[str, ...]:
-    rows = pq.ParquetFile(path).read()
+    rows = parquet_file(path).read()
     # Pandas keeps its index, the instruction, in the last column.
     text = next(n for n in ("task", "__index_level_0__") if n in rows.column_names)
     order = np.argsort(rows.column("task_index").to_numpy())
     return tuple(rows.column(text).to_pylist()[i] for i in order)
 
 
-def _parsed[T](path: Path, read: Callable[[Path], T]) -> T:
+def readable[T](path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a file. Raises `DatasetError` naming it when it is missing, cut or damaged."""
     try:
         return read(path)
     except FileNotFoundError as error:
         raise DatasetError(f"the dataset has no {path}") from error
-    except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
-        raise DatasetError(f"{path} cannot be read, it is cut or damaged: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, StopIteration) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatasetError(f"{path} cannot be read, it is cut or damaged: {what}") from error

@@ -6,16 +6,21 @@ core (150 episodes a minute at most, in the one process that writes); `encode_ep
 in whichever process made the episode. Writing the files: `episode_writer.py`; reading: `lerobot_format.py`.
 """
 
+import io
 import json
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from volar.datasets.episode import POINT_FIELDS, POINT_NAMES, Episode
 from volar.datasets.statistics import lerobot_image_statistics, lerobot_statistics
-from volar.robots.contract import PolicyContract
+from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import VolarError
 
 CODEBASE_VERSION = "v3.0"
@@ -33,10 +38,18 @@ IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 POINTS, POINTS_VALID = "annotation.points", "annotation.points_valid"
 # Frames of an episode whose pixels enter its image statistics.
 STATISTICS_FRAMES = 4
+# Frames that are encoded, written and read at a time: those of a row group. An episode begins a new one.
+ROWS = 128
+PARQUET: dict[str, Any] = {"compression": "snappy", "use_dictionary": False, "write_page_checksum": True}
 
 
 class DatasetError(VolarError):
     """A folder that is not a readable dataset, or not the one that is wanted."""
+
+
+def parquet_file(path: Path) -> Any:
+    """A Parquet file to read, whose pages are checked where they carry checksums, as ours do. pyarrow's errors."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def frames_per_second(contract: PolicyContract) -> int:
@@ -114,41 +127,62 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     return image.astype(np.uint8, copy=False)
 
 
-def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
-    """An episode as an Arrow stream, ready for `EpisodeWriter.append`: plain bytes, made in any process.
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """An episode's columns that do not depend on its place in a dataset, as an Arrow stream in `file`.
 
-    It holds every column that does not depend on the episode's place in the dataset, and as metadata its
-    instruction, task, seed, success, info and statistics. Raises `VolarError` when it does not fit the contract.
+    `facts`: instruction, task, seed, success, info and statistics, as JSON values. `steps`: T.
     """
-    _check_fits(episode, contract)
+
+    facts: dict[str, Any]
+    steps: int
+    file: IO[bytes]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The columns in pieces of at most `ROWS` frames."""
+        self.file.seek(0)
+        yield from pa.ipc.open_stream(pa.PythonFile(self.file, "r"))
+
+
+def encode_frames(
+    episode: Episode, images: Mapping[str, Iterable[NDArray[np.uint8]]], contract: PolicyContract, file: IO[bytes]
+) -> EncodedEpisode:
+    """An episode into an empty file that can be read too, with no more than `ROWS` of its frames in memory.
+
+    `images`: camera -> its frames (H, W, 3) in order, taken once; those of `episode` are not looked at. Raises
+    `DatasetError` when they do not fit the contract.
+    """
     steps = len(episode)
-    points = episode.points.reshape(steps, -1)
-    valid = np.isfinite(points)
-    last = np.arange(steps) == steps - 1
-    vectors: dict[str, NDArray[Any]] = {
-        "observation.state": episode.state,
-        "action": episode.actions,
-        POINTS: np.where(valid, points, 0.0).astype(np.float32),
-        POINTS_VALID: valid,
-    }
-    scalars: dict[str, NDArray[Any]] = {
-        "next.reward": (last & episode.success).astype(np.float32),
-        "next.done": last,
-        "next.success": last & episode.success,
-        "timestamp": (np.arange(steps) / frames_per_second(contract)).astype(np.float32),
-        "frame_index": np.arange(steps, dtype=np.int64),
-    }
+    vectors, scalars = _vectors(episode), _scalars(episode, contract)
     statistics: dict[str, object] = {k: lerobot_statistics(v) for k, v in (vectors | scalars).items()}
-    columns: dict[str, pa.Array] = {}
-    sample = np.unique(np.linspace(0, steps - 1, STATISTICS_FRAMES).round().astype(int))
-    for camera in contract.cameras:
-        frames = episode.images[camera.name]
-        rows = [{"bytes": encode_image(frame), "path": None} for frame in frames]
-        columns[IMAGE_PREFIX + camera.name] = pa.array(rows, IMAGE_TYPE)
-        statistics[IMAGE_PREFIX + camera.name] = lerobot_image_statistics(frames[sample])
-    for name, x in vectors.items():
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
-    columns |= {name: pa.array(x) for name, x in scalars.items()}
+    sample = set(np.linspace(0, steps - 1, STATISTICS_FRAMES).round().astype(int).tolist())
+    picked: dict[str, list[NDArray[np.uint8]]] = {camera.name: [] for camera in contract.cameras}
+    frames = {c.name: _checked(iter(images[c.name]), c, steps) for c in contract.cameras}
+    writer: Any = None
+    for start in range(0, steps, ROWS):
+        rows = range(start, min(start + ROWS, steps))
+        columns: dict[str, pa.Array] = {}
+        for name, stream in frames.items():
+            encoded = []
+            for k in rows:
+                frame = next(stream)
+                encoded.append({"bytes": encode_image(frame), "path": None})
+                if k in sample:
+                    picked[name].append(frame)
+            columns[IMAGE_PREFIX + name] = pa.array(encoded, IMAGE_TYPE)
+        here = slice(rows.start, rows.stop)
+        for name, x in vectors.items():
+            flat = pa.array(x[here].ravel())
+            # LeRobot keeps a vector of one number as a number.
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, x.shape[1]) if x.shape[1] > 1 else flat
+        columns |= {name: pa.array(x[here]) for name, x in scalars.items()}
+        batch = pa.record_batch(columns)
+        writer = writer or pa.ipc.new_stream(pa.PythonFile(file, "w"), batch.schema)
+        writer.write_batch(batch)
+    writer.close()
+    for stream in frames.values():
+        next(stream, None)  # raises where there are more frames than steps
+    statistics |= {IMAGE_PREFIX + name: lerobot_image_statistics(np.stack(found)) for name, found in picked.items()}
     facts = {
         "instruction": episode.instruction,
         "task": episode.task,
@@ -157,20 +191,67 @@ def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
         "info": dict(episode.info),
         "statistics": statistics,
     }
-    table = pa.table(columns).replace_schema_metadata({"volar": json.dumps(facts)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    return EncodedEpisode(facts, steps, file)
 
 
-def decode_stream(encoded: bytes) -> tuple[pa.Table, dict[str, Any]]:
-    """What `encode_episode` made: the columns and the facts. Raises `DatasetError` on other bytes."""
+def encode_episode(episode: Episode, contract: PolicyContract) -> bytes:
+    """An episode as plain bytes, made in any process, ready for `EpisodeWriter.append`.
+
+    They are a line of JSON, then the Arrow stream. Raises `VolarError` when it does not fit the contract.
+    """
+    _check_fits(episode, contract)
+    file = io.BytesIO()
+    encoded = encode_frames(episode, episode.images, contract, file)
+    return json.dumps({"steps": encoded.steps, "facts": encoded.facts}).encode() + b"\n" + file.getvalue()
+
+
+def decode_stream(data: bytes) -> EncodedEpisode:
+    """What `encode_episode` made. Raises `DatasetError` on other bytes."""
+    head, _, stream = data.partition(b"\n")
     try:
-        table = pa.ipc.open_stream(encoded).read_all()
-        return table, json.loads(table.schema.metadata[b"volar"])
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise DatasetError(f"these {len(encoded)} bytes are no encoded episode: {error}") from error
+        about = json.loads(head)
+        pa.ipc.open_stream(stream)
+        return EncodedEpisode(about["facts"], int(about["steps"]), io.BytesIO(stream))
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"these {len(data)} bytes are no encoded episode: {error}") from error
+
+
+def _vectors(episode: Episode) -> dict[str, NDArray[Any]]:
+    """Columns (T, D)."""
+    points = episode.points.reshape(len(episode), -1)
+    valid = np.isfinite(points)
+    return {
+        "observation.state": episode.state,
+        "action": episode.actions,
+        POINTS: np.where(valid, points, 0.0).astype(np.float32),
+        POINTS_VALID: valid,
+    }
+
+
+def _scalars(episode: Episode, contract: PolicyContract) -> dict[str, NDArray[Any]]:
+    """Columns (T,)."""
+    steps = np.arange(len(episode), dtype=np.int64)
+    last = steps == len(episode) - 1
+    return {
+        "next.reward": (last & episode.success).astype(np.float32),
+        "next.done": last,
+        "next.success": last & episode.success,
+        "timestamp": (steps / frames_per_second(contract)).astype(np.float32),
+        "frame_index": steps,
+    }
+
+
+def _checked(frames: Iterator[NDArray[np.uint8]], camera: CameraSpec, steps: int) -> Iterator[NDArray[np.uint8]]:
+    """The frames, of the contract's size and number. Raises `DatasetError`."""
+    wanted, count = (camera.height, camera.width, 3), 0
+    for frame in frames:
+        if frame.shape != wanted or frame.dtype != np.uint8:
+            raise DatasetError(f"camera {camera.name} is {frame.dtype} {frame.shape}, the contract uint8 {wanted}")
+        count += 1
+        if count <= steps:
+            yield frame
+    if count != steps:
+        raise DatasetError(f"camera {camera.name} has {count} images, the episode {steps} steps")
 
 
 def _check_fits(episode: Episode, contract: PolicyContract) -> None:

@@ -1,16 +1,18 @@
 """LeRobotDataset folders, v2.1 and v3, as a source of episodes: for those of others, which carry no contract."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from volar.datasets.episode import Episode
-from volar.datasets.episode_source import Numbers, SourceEpisode, absent
-from volar.datasets.lerobot_format import DatasetInfo, load_info, read_file
+from volar.datasets.episode import MISSING_CAMERAS
+from volar.datasets.episode_source import Numbers, SourceEpisode
+from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError
 from volar.datasets.oxe import OXE, load_oxe
 from volar.datasets.rlds import Losses, OnError
@@ -58,23 +60,29 @@ class LeRobotSource:
             if number < start[0] or first >= len(rows):
                 continue
             try:
-                for k, episode in enumerate(read_file(self.info, path, rows[first:]), first):
-                    where = f"{path.name}: episode {rows[k]['episode_index']}"
+                for k, (row, table) in enumerate(read_tables(path, rows[first:]), first):
+                    where = f"{path.name}: episode {row['episode_index']}"
                     first = k + 1
                     yield SourceEpisode(
                         (number, k),
                         where,
-                        lambda e=episode: _numbers(e),  # type: ignore[misc]
-                        lambda e=episode: self._images(e),  # type: ignore[misc]
+                        lambda r=row, t=table: self._numbers(r, t),  # type: ignore[misc]
+                        lambda r=row, t=table: self._images(r, t),  # type: ignore[misc]
                     )
             except DatasetError as error:
                 if on_error == "raise":
                     raise
                 losses.add(len(rows) - first, f"{error} ({len(rows) - first} episodes lost)")
 
-    def _images(self, episode: Episode) -> dict[str, NDArray[np.uint8]]:
-        found = {camera.name: episode.images[camera.name] for camera in self.contract.cameras}
-        return {name: images for name, images in found.items() if not absent(images)}
+    def _numbers(self, row: dict[str, Any], table: pa.Table) -> Numbers:
+        e = episode_of(self.info, table, row, {})
+        facts = {key: value for key, value in e.info.items() if key != MISSING_CAMERAS}
+        return Numbers(e.state, e.actions, e.instruction, e.success, facts, e.task, e.points)
+
+    def _images(self, row: dict[str, Any], table: pa.Table) -> dict[str, Iterable[NDArray[np.uint8]]]:
+        lacking = missing_cameras(row)
+        names = [camera.name for camera in self.contract.cameras if camera.name not in lacking]
+        return {name: frames(self.info, table, row, name) for name in names}
 
 
 def _meaning(path: Path, name: str | None, contract: Path | None) -> PolicyContract:
@@ -96,11 +104,4 @@ def _meaning(path: Path, name: str | None, contract: Path | None) -> PolicyContr
     raise DatasetError(
         f"{path} has no {CONTRACT}, so that nothing says what its numbers mean: give contract=FILE, or dataset=NAME "
         f"where it is a conversion of one of {', '.join(sorted(OXE))}"
-    )
-
-
-def _numbers(episode: Episode) -> Numbers:
-    facts = {key: value for key, value in episode.info.items() if key != "missing_cameras"}
-    return Numbers(
-        episode.state, episode.actions, episode.instruction, episode.success, facts, episode.task, episode.points
     )

@@ -27,6 +27,7 @@ from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_layout import IMAGE_PREFIX, POINTS
 from volar.datasets.mixture_contract import MixtureRules, mixture_contracts
 from volar.datasets.mixture_order import MixtureOrder
+from volar.datasets.mixture_states import STATE
 from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
@@ -38,6 +39,7 @@ MIXTURES = Path(__file__).parent / "configs" / "mixture"
 class Source:
     """One dataset of a mixture: its frames, and its contract with the statistics it is normalized with.
 
+    `state_places`: (S_i,), where the numbers of its frames' states are in the contract's; None where they are those.
     `rows`: int64 (N,), the frames that are drawn from; None: all.
     """
 
@@ -45,6 +47,7 @@ class Source:
     weight: float
     frames: FrameCache
     contract: PolicyContract
+    state_places: NDArray[np.int64] | None = None
     rows: NDArray[np.int64] | None = None
 
     @property
@@ -92,15 +95,16 @@ def sources_of(
 ) -> list[Source]:
     """Checks the datasets against the first and gives them the statistics that `rules` say. Raises `ContractError`."""
     names = list(weights)
-    fitted = mixture_contracts(names, caches, contracts, rules)
-    return [Source(*item) for item in zip(names, weights.values(), caches, fitted, strict=True)]
+    fitted, layout = mixture_contracts(names, caches, contracts, rules)
+    places = layout.places if layout else (None,) * len(names)
+    return [Source(*item) for item in zip(names, weights.values(), caches, fitted, places, strict=True)]
 
 
 class Mixture(IterableDataset[dict[str, Any]]):
     """Batches of B samples, as tensors in LeRobot's keys, normalized; or, by number, as `Batch` in physical units.
 
     The first source's contract says which cameras there are and their sizes; others are scaled to those, and a
-    camera that a source lacks is black and masked: whether that is wanted, `sources_of` has checked.
+    camera that a source or an episode lacks is black and masked: whether that is wanted, `sources_of` has checked.
     """
 
     def __init__(
@@ -144,7 +148,7 @@ class Mixture(IterableDataset[dict[str, Any]]):
                 drawn = self.sources[s].rows
                 part = chunks.batch(index[row] if drawn is None else drawn[index[row]])
                 part = replace(part, source=source[row], instruction_id=part.instruction_id + np.int32(instruction))
-                parts.append(_with_cameras(part, self.contract.cameras))
+                parts.append(_with_cameras(_with_state(part, self.sources[s]), self.contract.cameras))
                 rows.append(row)
             instruction += len(chunks.cache.instructions)
         return self.augmentation.apply(_joined(parts, rows), places, self.seed)
@@ -169,9 +173,12 @@ class Mixture(IterableDataset[dict[str, Any]]):
             for name in batch.images
         }
         numbers: dict[str, Tensor] = {
-            "observation.state": torch.from_numpy(self.normalized(batch, "observation.state", batch.state)),
+            STATE: torch.from_numpy(self.normalized(batch, STATE, batch.state)),
             "action": torch.from_numpy(self.normalized(batch, "action", batch.actions)),
             "action_is_pad": torch.from_numpy(~batch.action_mask),
+            "observation.state_is_pad": torch.from_numpy(~batch.state_mask)
+            if batch.state_mask is not None
+            else torch.zeros(batch.state.shape, dtype=torch.bool),
             POINTS: torch.from_numpy(batch.points),
             "instruction_id": torch.from_numpy(batch.instruction_id),
             "source": torch.from_numpy(batch.source),
@@ -225,6 +232,17 @@ class MixtureLoader:
         self.batches = batches
 
 
+def _with_state(batch: Batch, source: Source) -> Batch:
+    """The contract's state vector; what the dataset does not have is what its normalizer makes 0, and masked."""
+    if source.state_places is None:
+        return batch
+    offset = Normalizer.of_contract(source.contract, STATE).offset  # (S,)
+    state, mask = np.tile(offset, (len(batch.state), 1)), np.zeros((len(batch.state), len(offset)), bool)
+    own = slice(None, len(source.state_places))  # of no state that is used, none
+    state[:, source.state_places], mask[:, source.state_places] = batch.state[:, own], True
+    return replace(batch, state=state, state_mask=mask)
+
+
 def _with_cameras(batch: Batch, cameras: Sequence[CameraSpec]) -> Batch:
     """The contract's cameras in its order and sizes; points go with the first camera, whose places they name."""
     import cv2
@@ -233,13 +251,14 @@ def _with_cameras(batch: Batch, cameras: Sequence[CameraSpec]) -> Batch:
     images, masks = {}, {}
     for camera in cameras:
         there = camera.name in batch.images
-        masks[camera.name] = np.full(count, there)
+        masks[camera.name] = batch.camera_mask.get(camera.name, np.full(count, there))
         frames = batch.images[camera.name] if there else np.zeros((count, camera.height, camera.width, 3), np.uint8)
         if frames.shape[1:3] != (camera.height, camera.width):
             size = (camera.width, camera.height)
             frames = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in frames])
         images[camera.name] = frames
-    points = batch.points if cameras and masks[cameras[0].name].all() else np.full_like(batch.points, np.nan)
+    first = masks[cameras[0].name] if cameras else np.zeros(count, bool)
+    points = np.where(first[:, None, None], batch.points, np.float32(np.nan))
     return replace(batch, images=images, camera_mask=masks, points=points)
 
 
@@ -254,7 +273,8 @@ def _joined(parts: Sequence[Batch], rows: Sequence[NDArray[np.int64]]) -> Batch:
         return joined
 
     texts = [text for part in parts for text in part.instructions]
-    names = ("state", "actions", "action_mask", "points", "instruction_id", "source")
+    names = ["state", "actions", "action_mask", "points", "instruction_id", "source"]
+    names += ["state_mask"] if parts[0].state_mask is not None else []
     return Batch(
         images={name: join([part.images[name] for part in parts]) for name in parts[0].images},
         camera_mask={name: join([part.camera_mask[name] for part in parts]) for name in parts[0].camera_mask},

@@ -16,8 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from volar.datasets.lerobot_layout import DatasetError
-from volar.datasets.rlds_features import Feature, count, decode, load_features
+from volar.datasets.rlds_features import Feature, count, decode, decode_each, load_features
 from volar.datasets.tf_example import Example
 from volar.datasets.tfrecord import CorruptRecord, read_records
 from volar.robots.errors import Unknown
@@ -100,6 +102,17 @@ class RldsEpisode:
         except DatasetError as error:
             raise self.corrupt(str(error)) from error
 
+    def images(self, path: str) -> Iterator[NDArray[Any]]:
+        """The images of a feature of the steps, each decoded when it is taken. Raises as `self[path]` does."""
+        if path not in self:
+            raise self.corrupt(f"it lacks the feature {path} (it has {', '.join(self.example.keys())})")
+        try:
+            yield from decode_each(self.features[path], self.example, self.steps)
+        except CorruptRecord:
+            raise
+        except DatasetError as error:
+            raise self.corrupt(str(error)) from error
+
     def find(self, path: str) -> Any:
         """The value, or None where the dataset or this record has none."""
         if path not in self:
@@ -136,7 +149,7 @@ class RldsDataset:
             if form != "tfrecord":
                 raise DatasetError(f"{root} holds {form} files; only tfrecord is read")
             splits = {s.name: s for s in (_split(root, name, raw) for raw in info.get("splits", []))}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DatasetError(f"{root / INFO} cannot be read: {type(error).__name__} {error}") from error
         return RldsDataset(root, name, version, splits, load_features(root / FEATURES))
 

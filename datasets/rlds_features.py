@@ -7,6 +7,7 @@ and core/example_serializer.py.
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,12 @@ def load_features(path: Path) -> dict[str, Feature]:
         raise DatasetError(f"{path} is missing: not a TFDS folder, or one of before 2021") from error
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
-    found = {leaf.path: leaf for leaf in _leaves(tree, "", 0, path)}
+    try:
+        found = {leaf.path: leaf for leaf in _leaves(tree, "", 0, path)}
+        for leaf in found.values():
+            np.dtype({"string": "S", "bfloat16": "f4"}.get(leaf.dtype, leaf.dtype))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} is of another form than TFDS writes: {type(error).__name__} {error}") from error
     if not any(leaf.of_step for leaf in found.values()):
         raise DatasetError(f"{path} has no steps: not RLDS (features: {', '.join(sorted(found)) or 'none'})")
     return found
@@ -90,11 +96,11 @@ def _shape(node: dict[str, Any]) -> tuple[int, ...]:
 
 def count(feature: Feature, example: Example) -> int | None:
     """How many values of a feature an example holds; None where its size varies, so that it cannot say."""
-    values = example.values(feature.path) if feature.path in example else None
-    if values is None:
+    if feature.path not in example:
         return None
     if feature.one_bytes:
-        return len(values)
+        return len(example.strings(feature.path)) or len(example.values(feature.path))
+    values = example.values(feature.path)
     size = int(np.prod(feature.shape, dtype=np.int64)) if -1 not in feature.shape else 0
     if feature.depth > 1 or size == 0 or len(values) % size:
         return None
@@ -127,6 +133,15 @@ def decode(feature: Feature, example: Example, steps: int) -> Any:
     return _shaped(feature, values, (*lead, *feature.shape))
 
 
+def decode_each(feature: Feature, example: Example, steps: int) -> Iterator[NDArray[Any]]:
+    """The images of a feature of the steps, one after the other. Raises `DatasetError`."""
+    values = example.strings(feature.path)
+    if len(values) != steps or feature.kind != "image":
+        raise DatasetError(f"{feature.path} has {len(values)} values of {feature.kind} for images of {steps} steps")
+    for data in values:
+        yield _decode_bytes(feature, data)
+
+
 def _shaped(feature: Feature, values: Values, shape: tuple[int, ...]) -> NDArray[Any]:
     array = np.array(values, dtype=object) if isinstance(values, list) else values
     try:
@@ -148,7 +163,7 @@ def _decode_bytes(feature: Feature, data: Any) -> Any:
     if not isinstance(data, bytes):
         raise DatasetError(f"{feature.path} holds numbers, features.json says {feature.kind}")
     if feature.kind == "text":
-        return data.decode("utf-8", errors="replace")
+        return text_of(data, feature.path)
     if feature.kind == "image":
         return _decode_image(feature, data)
     if feature.encoding == "none":
@@ -158,6 +173,14 @@ def _decode_bytes(feature: Feature, data: Any) -> Any:
         return np.frombuffer(raw, dtype=feature.dtype).reshape(feature.shape)
     except (zlib.error, ValueError) as error:
         raise DatasetError(f"{feature.path}: {len(data)} bytes are no {feature.dtype} {feature.shape}") from error
+
+
+def text_of(data: bytes, path: str) -> str:
+    """Raises `DatasetError` for bytes that are no UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: {data[:40]!r} is no text in UTF-8 (byte {error.start})") from error
 
 
 def _decode_image(feature: Feature, data: bytes) -> NDArray[Any]:

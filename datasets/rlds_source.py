@@ -1,6 +1,7 @@
 """RLDS folders as a source of episodes, standardized by their entry in `oxe.py`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.episode_source import Numbers, SourceEpisode, absent
+from volar.datasets.episode_source import Numbers, SourceEpisode
 from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.oxe import load_oxe
 from volar.datasets.oxe_entry import OBSERVATION, OxeDataset
 from volar.datasets.rlds import Losses, OnError, RldsDataset, RldsEpisode
+from volar.datasets.rlds_features import text_of
+from volar.datasets.tfrecord import CorruptRecord
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import Unknown
 
@@ -75,11 +78,17 @@ class RldsSource:
         """(width, height)."""
         shape = self.dataset.features[key].shape
         if len(shape) < 2 or -1 in shape[:2]:
-            first = next(self.dataset.episodes(self.split, on_error="skip"), None)
+            first = next(self._first_images(key), None)
             if first is None:
-                raise DatasetError(f"{self.dataset.root}: split {self.split} has no episode that can be read")
-            shape = np.asarray(first[key][0]).shape
+                raise DatasetError(f"{self.dataset.root}: split {self.split} has no episode whose {key} can be read")
+            shape = first.shape
         return shape[1], shape[0]
+
+    def _first_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        """The first image of each episode that has one which can be read."""
+        for episode in self.dataset.episodes(self.split, on_error="skip"):
+            with suppress(DatasetError):
+                yield next(episode.images(key))
 
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         for e in self.dataset.episodes(self.split, on_error=on_error, losses=losses, start=start):
@@ -93,31 +102,29 @@ class RldsSource:
             found = f"state {state.shape[1:]} and actions {actions.shape[1:]}"
             raise episode.corrupt(f"{found}, this dataset's entry in oxe.py says {expected}")
         wanted = self.entry.instruction
-        text = wanted(episode) if callable(wanted) else _text(episode.find(wanted))
+        try:
+            text = wanted(episode) if callable(wanted) else _text(episode.find(wanted), wanted)
+        except CorruptRecord:
+            raise
+        except DatasetError as error:
+            raise episode.corrupt(str(error)) from error
         reward = episode.find("steps/reward")
         # A demonstration whose rewards are all 0 says nothing: BridgeData gives none. RT-X's Kuka says it itself.
         told = episode.find("success")
         success = bool(told) if told is not None else reward is None or not np.any(reward) or reward[-1] > 0
         return Numbers(state, actions, text.strip(), success, _facts(episode))
 
-    def _images(self, episode: RldsEpisode) -> dict[str, NDArray[np.uint8]]:
-        found = {}
-        for role, key in self.chosen.items():
-            images = episode.find(key)
-            if isinstance(images, list):
-                raise episode.corrupt(f"the images of {key} differ in size")
-            if images is not None and not absent(images):
-                found[role] = images
-        return found
+    def _images(self, episode: RldsEpisode) -> dict[str, Iterable[NDArray[np.uint8]]]:
+        return {role: episode.images(key) for role, key in self.chosen.items() if key in episode}
 
 
-def _text(value: Any) -> str:
-    """The first of a step's texts that is not empty, or an episode's only one."""
+def _text(value: Any, path: str) -> str:
+    """The first of a step's texts that is not empty, or an episode's only one. Raises `DatasetError`."""
     if value is None:
         return ""
     values = [value] if isinstance(value, (str, bytes)) else list(np.asarray(value, dtype=object).ravel())
     for item in values:
-        text = item.decode("utf-8", errors="replace") if isinstance(item, bytes) else str(item)
+        text = text_of(item, path) if isinstance(item, bytes) else str(item)
         if text.strip():
             return text
     return ""
@@ -128,8 +135,9 @@ def _facts(episode: RldsEpisode) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for path, feature in episode.features.items():
         if path.startswith(_METADATA) and not feature.shape and feature.kind != "image" and path in episode:
-            value = episode[path]
-            facts[path.removeprefix(_METADATA)] = (
-                _text(value) if feature.dtype == "string" else np.asarray(value).item()
-            )
+            name = path.removeprefix(_METADATA)
+            if feature.dtype == "string":  # a file's name, and the like: nothing is learned from it
+                facts[name] = "".join(data.decode("utf-8", errors="replace") for data in episode.example.strings(path))
+            else:
+                facts[name] = np.asarray(episode[path]).item()
     return facts

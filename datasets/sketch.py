@@ -129,6 +129,7 @@ class FieldSketch:
             raise VolarError("statistics of no frames: the dataset is empty")
         self._sort_in()
         mask = mask if mask is not None else (True,) * self.size
+        low, high = self.bounds()
         found = [self._quantiles(cells, (0.01, 0.99)) for cells in self._columns]
         bad = [d for d, (_, certain) in enumerate(found) if mask[d] and not certain]
         if bad:
@@ -136,17 +137,33 @@ class FieldSketch:
                 f"quantiles of dimensions {bad} are uncertain by more than {RANK_ERROR:.1%} of the frames with "
                 f"{self.cells} cells: remove outliers, or use FieldSketch(cells={4 * self.cells})"
             )
-        moments = [self._moments(d) for d in range(self.size)]
+        mean, std = self.moments()
         return FieldStatistics(
             q01=tuple(values[0] for values, _ in found),
             q99=tuple(values[1] for values, _ in found),
-            mean=tuple(mean for mean, _ in moments),
-            std=tuple(std for _, std in moments),
-            min=tuple(float(_values(c.low[:1])[0]) for c in self._columns),
-            max=tuple(float(_values(c.high[-1:])[0]) for c in self._columns),
+            mean=mean,
+            std=std,
+            min=low,
+            max=high,
             mask=mask,
             count=self.count,
         )
+
+    def quantiles(self, shares: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+        """The values of each share, (D,) each, however certain they are: `statistics` asks that."""
+        self._sort_in()
+        return tuple(zip(*(self._quantiles(cells, shares)[0] for cells in self._columns), strict=True))
+
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Minima (D,) and maxima (D,)."""
+        self._sort_in()
+        low = tuple(float(_values(c.low[:1])[0]) for c in self._columns)
+        return low, tuple(float(_values(c.high[-1:])[0]) for c in self._columns)
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Means (D,) and standard deviations (D,)."""
+        found = [self._moments(d) for d in range(self.size)]
+        return tuple(mean for mean, _ in found), tuple(std for _, std in found)
 
     def to_bytes(self) -> bytes:
         """For another process or a file; without pickle."""

@@ -1,6 +1,6 @@
 """Statistics of states and actions over every frame of a dataset, never a mean of those of its episodes.
 
-For a contract they come from a stream (`sketch.py`); for LeRobot's `stats.json` from whole columns.
+Those of a dataset come from a stream (`sketch.py`), those of an episode for LeRobot from whole columns.
 """
 
 from collections.abc import Iterable
@@ -65,6 +65,33 @@ def lerobot_statistics(x: NDArray[np.generic]) -> dict[str, list[float] | list[i
     }
 
 
+def lerobot_sketch_statistics(sketch: FieldSketch) -> dict[str, list[float] | list[int]]:
+    """The same of everything that a sketch has seen."""
+    low, high = sketch.bounds()
+    mean, std = sketch.moments()
+    quantiles = sketch.quantiles(tuple(LEROBOT_QUANTILES.values()))  # (5, D)
+    return {
+        "min": list(low),
+        "max": list(high),
+        "mean": list(mean),
+        "std": list(std),
+        "count": [sketch.count],
+        **{name: list(q) for name, q in zip(LEROBOT_QUANTILES, quantiles, strict=True)},
+    }
+
+
+def lerobot_index_statistics(count: int) -> dict[str, list[float] | list[int]]:
+    """The same of the numbers 0 .. count - 1; a float32 would not hold the large ones."""
+    return {
+        "min": [0.0],
+        "max": [count - 1.0],
+        "mean": [(count - 1) / 2],
+        "std": [((count * count - 1) / 12) ** 0.5],
+        "count": [count],
+        **{name: [(count - 1) * share] for name, share in LEROBOT_QUANTILES.items()},
+    }
+
+
 def lerobot_image_statistics(images: NDArray[np.uint8]) -> dict[str, object]:
     """LeRobot's entry of a camera: images (N, H, W, 3) -> values in [0, 1] of shape (3, 1, 1)."""
     pixels = images.reshape(-1, 3)
@@ -88,4 +115,3 @@ def lerobot_image_statistics(images: NDArray[np.uint8]) -> dict[str, object]:
         **{name: at_least(max(1.0, q * len(pixels))) for name, q in LEROBOT_QUANTILES.items()},
     }
     return {name: v.reshape(3, 1, 1).tolist() for name, v in values.items()} | {"count": [len(images)]}
-

@@ -7,6 +7,7 @@ The messages are those of tensorflow/core/example/{example,feature}.proto, by fi
     Feature  {oneof 1: BytesList, 2: FloatList, 3: Int64List}   Int64List {1: repeated int64, packed}
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -76,6 +77,11 @@ class Example:
 
     def __contains__(self, key: str) -> bool:
         return key in self._features
+
+    def strings(self, key: str) -> Sequence[bytes]:
+        """Those of a feature of bytes, each copied when it is taken; none of one of numbers."""
+        strings: Sequence[bytes] = self._features[key].bytes_list.value
+        return strings
 
     def values(self, key: str) -> Values:
         """Flat: bytes, float32 (N,) or int64 (N,); empty where the feature holds nothing."""

@@ -1,8 +1,7 @@
 """Cameras of a LeRobotDataset v3 as H.264 in MP4, one file a camera and shard."""
 
-import io
-from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,32 +32,39 @@ def video_feature(camera: CameraSpec, fps: int) -> dict[str, Any]:
     return {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"], "info": info}
 
 
-def encode_video(images: Iterable[bytes], camera: CameraSpec, fps: int) -> bytes:
-    """PNG images -> MP4 at `fps`; the same bytes for the same images."""
-    import av
+class VideoEncoder:
+    """PNG images -> MP4 in `file`, which can be read and sought; the same bytes for the same images."""
 
-    file = io.BytesIO()
-    container: Any = av.open(file, "w", format="mp4")
-    with container:
-        stream = container.add_stream(CODEC, rate=fps, options=OPTIONS)
+    def __init__(self, file: IO[bytes], camera: CameraSpec, fps: int) -> None:
+        import av
+
+        self._container: Any = av.open(file, "w", format="mp4")
+        stream: Any = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
         stream.width, stream.height, stream.pix_fmt = camera.width, camera.height, PIXELS
         stream.thread_count = 1
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(decode_image(image), format="rgb24")))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+        self._stream = stream
+
+    def add(self, image: bytes) -> None:
+        import av
+
+        frame = av.VideoFrame.from_ndarray(decode_image(image), format="rgb24")
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
 
 
-def decode_frames(data: bytes, wanted: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+def decode_frames(path: Path, wanted: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
     """The frames with those numbers (ascending), uint8 (H, W, 3). Raises `DatasetError` when there are fewer."""
     import av
 
     found, numbers = [], set(wanted.tolist())
-    container: Any = av.open(io.BytesIO(data))
+    container: Any = av.open(str(path))
     with container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in numbers:
                 found.append(frame.to_ndarray(format="rgb24"))
     if len(found) != len(numbers):
-        raise DatasetError(f"a video has {len(found)} of {len(numbers)} wanted frames")
+        raise DatasetError(f"{path} has {len(found)} of {len(numbers)} wanted frames")
     return found

@@ -12,6 +12,7 @@ from volar.datasets.normalizer import Normalizer
 from volar.rl.episodes import Trajectory
 from volar.rl.token_policy import TokenPolicy
 from volar.robots.contract import PolicyContract
+from volar.robots.errors import VolarError
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import action_loss, point_losses
 from volar.vla.modeling_volar import Outputs
@@ -30,6 +31,9 @@ class Imitation:
     def __init__(self, dataset: Path, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
         require_same_inputs(load_contract(dataset), contract, dataset)
         cache = open_frames(dataset)
+        if cache.camera_mask:
+            lacking = ", ".join(cache.camera_mask)
+            raise VolarError(f"episodes of {dataset} lack {lacking}, which this policy always sees; convert others")
         self._chunks = ActionChunks(cache, contract.chunk_length)
         self._normalizer = Normalizer.of_contract(contract, "action")
         texts = [contract.instruction_template.format(instruction=text) for text in cache.instructions]

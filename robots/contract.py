@@ -134,7 +134,11 @@ class PolicyContract:
     def load(path: Path) -> "PolicyContract":
         if not path.is_file():
             raise ContractError(f"no contract at {path}; a volar dataset or policy carries one")
-        return PolicyContract.from_json(path.read_text())
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ContractError(f"the contract {path} cannot be read: {error}") from error
+        return PolicyContract.from_json(text)
 
 
 class ContractError(VolarError):

@@ -47,6 +47,9 @@ class TrainConfig:
         default=None, metadata={"help": "several datasets in the folder dataset=: NAME:WEIGHT,..., or a mixture's YAML"}
     )
     mix: MixtureRules = field(default_factory=MixtureRules)
+    frames: Literal["auto", "decoded", "encoded"] = field(
+        default="auto", metadata={"help": "decoded: mapped from the disk; encoded: in memory, slower; auto: what fits"}
+    )
     stage: Literal["cloning", "grounding"] = field(default="cloning", metadata={"help": "what is learned"})
     scenes: Path | None = field(default=None, metadata={"help": "generated scenes that cloning keeps pointing on"})
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
@@ -207,8 +210,9 @@ def train(config: TrainConfig) -> None:
 def settings(config: TrainConfig) -> dict[str, str]:
     """What makes a run this one and no other; how long, how it is computed and saved may change when it resumes."""
     free = {"steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps", "validate_every_steps", "wandb"}
-    free |= {"parallel", "accumulate", "gradient_checkpointing"}  # the same run by other means
-    free |= {"evaluate_every_steps", "evaluate_episodes", "evaluate_tasks", "output", "resume", "overwrite", "recipe"}
+    free |= {"parallel", "accumulate", "gradient_checkpointing", "frames"}  # the same run by other means
+    free |= {"evaluate_every_steps", "evaluate_episodes", "evaluate_tasks"}
+    free |= {"output", "resume", "overwrite", "recipe"}
     return {key: str(value) for key, value in sorted(asdict(config).items()) if key not in free}
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.datasets.choose_frames import Form, choose_frames
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.held_out import split_episodes
 from volar.datasets.lerobot_format import load_contract
-from volar.datasets.lerobot_layout import FRAMES
 from volar.datasets.mixture import Mixture, Source, load_mixture, sources_of
 from volar.datasets.normalizer import with_normalization
 from volar.datasets.questions import Questions
@@ -78,15 +78,18 @@ class Part:
         return np.arange(step * size + size * share // shares, step * size + size * (share + 1) // shares)
 
 
-def open_frames(source: Path) -> FrameCache:
-    """The frames of a dataset, decoded on first use, or of generated scenes."""
-    if (source / FRAMES).is_file():
-        return FrameCache.open(source)
+def open_frames(source: Path, form: Form = "auto") -> FrameCache:
+    """The frames of a dataset, decoded on first use where the disk has room, or of generated scenes."""
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
         task = bar.add_task(f"decoding {source}")
-        return FrameCache.build(source, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        return choose_frames(
+            source,
+            form,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            say=bar.console.print,
+        )
 
 
 def open_sources(config: "TrainConfig") -> list[Source]:
@@ -95,7 +98,7 @@ def open_sources(config: "TrainConfig") -> list[Source]:
     if config.mixture is not None:
         weights = load_mixture(config.mixture)
         folders = [config.dataset / name for name in weights]
-    caches = [open_frames(folder) for folder in folders]
+    caches = [open_frames(folder, config.frames) for folder in folders]
     contracts = [with_normalization(load_contract(folder), config.normalization) for folder in folders]
     return sources_of(weights, caches, contracts, config.mix)
 

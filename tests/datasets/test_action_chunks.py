@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volar.datasets.action_chunks import ActionChunks, ShuffledIndices
-from volar.datasets.durable_file import OutputExists
-from volar.datasets.encoded_frames import encoded_frames
+from volar.datasets.choose_frames import choose_frames
+from volar.datasets.durable_file import DiskFull, OutputExists
+from volar.datasets.encoded_frames import EncodedImages, encoded_bytes, encoded_frames
 from volar.datasets.episode import Episode
 from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.frame_cache import FrameCache
-from volar.datasets.lerobot_format import load_contract
-from volar.datasets.lerobot_layout import DatasetError
+from volar.datasets.lerobot_format import load_contract, load_info, read_episodes
+from volar.datasets.lerobot_layout import DatasetError, encode_image
 from volar.robots.contract import PolicyContract
-from volar.robots.errors import VolarError
+from volar.robots.errors import Unknown, VolarError
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_damaged_dataset_leaves_no_cache(dataset: Path, tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(DatasetError, match="file-002"):
         FrameCache.build(root, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
     with pytest.raises(DatasetError, match="no complete frame cache"):
         FrameCache.open(tmp_path / "cache")
 
@@ -109,6 +110,27 @@ def test_encoded_frames_are_those_of_the_cache(dataset: Path, cache: FrameCache)
     assert a.instructions == b.instructions
     with pytest.raises(IndexError):
         encoded.images["front"][np.array([len(encoded)])]
+
+
+def test_frames_are_decoded_where_there_is_room_and_stay_encoded_where_not(dataset: Path, tmp_path: Path) -> None:
+    root, said = shutil.copytree(dataset, tmp_path / "copy"), list[str]()
+    encoded = choose_frames(root, disk_reserve=2**60, say=said.append)
+    assert isinstance(encoded.images["front"], EncodedImages)
+    assert said[0].startswith(f"decoded, {root} takes")
+    assert not (root / ".volar_cache").exists()
+    with pytest.raises(DiskFull, match=r"takes 0\.00 GB.*free"):
+        choose_frames(root, "decoded", disk_reserve=2**60)
+    with pytest.raises(DatasetError, match=r"Neither do its encoded images fit in memory.*image_size="):
+        choose_frames(root, disk_reserve=2**60, memory=1000)
+    assert not isinstance(choose_frames(root, say=said.append).images["front"], EncodedImages)
+    assert isinstance(choose_frames(root, "encoded").images["front"], EncodedImages)
+    # What is built is used, whatever is free now.
+    assert not isinstance(choose_frames(root, disk_reserve=2**60).images["front"], EncodedImages)
+    assert len(said) == 1
+    with pytest.raises(Unknown, match="did you mean decoded"):
+        choose_frames(root, "decode")  # type: ignore[arg-type]
+    sizes = sum(len(encode_image(x)) for x in read_episodes(root) for x in x.images["front"])
+    assert sizes < encoded_bytes(load_info(root)) < 4 * sizes
 
 
 def test_generated_frames_are_saved_with_their_contract(tmp_path: Path, contract: PolicyContract) -> None:

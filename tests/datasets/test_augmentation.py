@@ -34,6 +34,7 @@ def test_a_sample_does_not_depend_on_its_batch(start: int, count: int, seed: int
     part = Batch(**{
         name: {k: v[:count] for k, v in value.items()} if isinstance(value, dict) else value[:count]
         for name, value in vars(whole).items()
+        if value is not None
     })  # fmt: skip
     again = ALL.apply(part, places[:count], seed)
     for camera in whole.images:

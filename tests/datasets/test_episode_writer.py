@@ -189,11 +189,13 @@ def test_a_full_disk_keeps_what_was_complete(
     dataset: Path, tmp_path: Path, contract: PolicyContract, episode: Callable[[int], Episode]
 ) -> None:
     root = tmp_path / "out"
-    writer = write(EpisodeWriter.create(root, contract, shard_episodes=4, source=SOURCE), episode, 7)
+    writer = write(EpisodeWriter.create(root, contract, shard_episodes=4, source=SOURCE), episode, 4)
     # The next file's temporary name leads to a device that is always full.
     (root / "data/chunk-000/.file-001.parquet.tmp").symlink_to("/dev/full")
     with pytest.raises(DiskFull, match=r"file-001.*resume=true"):
-        writer.append(episode(7))
+        write(writer, episode, 8)
+    writer.flush()  # as whoever is interrupted does
+    assert not list(root.rglob("*.tmp"))
     writer = EpisodeWriter.resume(root)
     assert writer.episodes == 4
     write(writer, episode, 11).finalize()

@@ -83,6 +83,20 @@ def test_each_dataset_can_keep_its_own_statistics(settings: TrainConfig, dataset
         TrainingRun.start(replace(config, mix=MixtureRules()))
 
 
+def test_an_episode_without_a_camera_is_masked_in_its_samples(settings: TrainConfig, dataset: Path) -> None:
+    cache, contract = FrameCache.open(dataset), load_contract(dataset)
+    there = np.arange(len(cache)) // 8 % 2 == 0  # every other episode
+    images = {**cache.images, "wrist": cache.images["wrist"] * there[:, None, None, None].astype(np.uint8)}
+    replace(cache, images=images, camera_mask={"wrist": there}).save(dataset.parent / "partial", contract)
+    config = replace(settings, dataset=dataset.parent / "partial", mixture=None, augmentation=Augmentation())
+    batch = TrainingRun.start(config).batch(0)
+    black = (batch["image.wrist"] == 0).flatten(1).all(1)
+    assert 0 < int(black.sum()) < len(black)
+    assert torch.equal(batch["camera_mask"], torch.stack([torch.ones_like(black), ~black], 1))
+    with pytest.raises(ContractError, match="lack camera wrist in 32 of 64 frames"):
+        TrainingRun.start(replace(config, mix=MixtureRules()))
+
+
 def test_a_masked_camera_tells_the_network_nothing(model: VolarModel, contract: PolicyContract) -> None:
     torch.manual_seed(1)
     pixels, state = torch.randn(3, 2, 3, 32, 32), torch.randn(3, len(contract.state_names))

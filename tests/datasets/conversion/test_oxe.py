@@ -1,5 +1,6 @@
 """Each dataset's entry: it reads what the catalog says the dataset holds, and its gripper's 1 is open."""
 
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from volar.datasets.convert import ConvertConfig, convert
 from volar.datasets.episode_source import SourceEpisode
-from volar.datasets.mixture import load_mixture
+from volar.datasets.mixture import MIXTURES, load_mixture
 from volar.datasets.oxe import OXE, load_oxe
 from volar.datasets.oxe_entry import opened_by
 from volar.datasets.rlds import Losses, RldsDataset
 from volar.datasets.rlds_source import RldsSource
+from volar.robots.contract import PolicyContract
 from volar.robots.errors import Unknown, UsageError
 
 STEPS = 5
+SOUP = MIXTURES / "oxe_magic_soup.yaml"
 RTX = {"action/world_vector": 3, "action/rotation_delta": 3}
 TEXT, OWN_TEXT = "observation/natural_language_instruction", "language_instruction"
 F32 = "float32"
@@ -214,7 +218,8 @@ def test_each_dataset_is_standardized(name: str, folder: Callable[[str, float], 
         assert numbers.state.shape == (STEPS, len(contract.state_names))
         assert numbers.actions.shape == (STEPS, 7)
         np.testing.assert_array_equal(numbers.actions[:, 6], opening)
-        assert set(episode.images()) == set(OXE[name].cameras)
+        images = {role: list(frames) for role, frames in episode.images().items()}
+        assert {role: len(frames) for role, frames in images.items()} == dict.fromkeys(OXE[name].cameras, STEPS)
         moved = next(x for key, x in arrays.items() if key.startswith("action"))
         width = min(3, moved.shape[1])
         expected = moved[:, :width].astype(np.float32)
@@ -274,3 +279,28 @@ def test_mixtures_name_datasets_there_are(mixture: str) -> None:
     weights = load_mixture(mixture)
     assert set(weights) <= set(OXE)
     assert all(weight > 0 for weight in weights.values())
+
+
+@pytest.mark.parametrize("states", ["pad", "drop"])
+def test_the_magic_soup_is_one_run(
+    states: str, tmp_path: Path, folder: Callable[[str, float], tuple[Path, Any]]
+) -> None:
+    """The command of its YAML file, on one small episode of each dataset."""
+    from volar.robots.command_line import parse
+    from volar.vla.train import TrainConfig, train
+
+    for name in load_mixture("oxe_magic_soup"):
+        root, _ = folder(name, next(iter(SHAPES[name][3])))
+        convert(ConvertConfig("rlds", root, tmp_path / "soup" / name, image_size=8))
+    (command,) = re.findall(r"volar-train (.*)", SOUP.read_text().replace("\n#    ", " "))
+    command = command.replace("DIR", str(tmp_path / "soup")).replace("states=pad", f"states={states}")
+    words = [*command.split(), "steps=2", "batch_size=8", "width=16", "layers=1", "precision=fp32", "threads=1"]
+    config = parse(TrainConfig, [*words, f"output={tmp_path / 'policy'}"])
+    train(config)
+    contract = PolicyContract.load(tmp_path / "policy/checkpoints/last/pretrained_model/contract.json")
+    if states == "drop":
+        assert contract.state_names == ("no_state",)
+        return
+    assert contract.state_names[:7] == tuple(name for name, _ in OXE["bridge"].state)
+    stated = {(name, unit) for key in load_mixture("oxe_magic_soup") for name, unit in OXE[key].state}
+    assert len(contract.state_names) == len(set(contract.state_names)) == len(stated)
