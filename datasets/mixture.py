@@ -40,6 +40,7 @@ class Source:
     """One dataset of a mixture: its frames, and its contract with the statistics it is normalized with.
 
     `state_places`: (S_i,), where the numbers of its frames' states are in the contract's; None where they are those.
+    `rows`: int64 (N,), the frames that are drawn from; None: all.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Source:
     frames: FrameCache
     contract: PolicyContract
     state_places: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
+
+    @property
+    def size(self) -> int:
+        """Frames that are drawn from."""
+        return len(self.frames) if self.rows is None else len(self.rows)
 
 
 def load_mixture(text: str) -> dict[str, float]:
@@ -120,7 +127,7 @@ class Mixture(IterableDataset[dict[str, Any]]):
         self.contract = sources[0].contract
         length = chunk_length or self.contract.chunk_length
         self.chunks = [ActionChunks(source.frames, length) for source in sources]
-        self.sizes = {source.name: len(source.frames) for source in sources}
+        self.sizes = {source.name: source.size for source in sources}
         by_size = {source.name: source.weight * self.sizes[source.name] for source in sources}
         self.shares = by_size if weights == "frames" else {source.name: source.weight for source in sources}
         self.order = MixtureOrder(self.sizes, self.shares, seed)
@@ -129,13 +136,17 @@ class Mixture(IterableDataset[dict[str, Any]]):
 
     def batch(self, number: int) -> Batch:
         """Batch `number` of the whole stream, in physical units."""
-        places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        return self.at(np.arange(number * self.batch_size, (number + 1) * self.batch_size))
+
+    def at(self, places: NDArray[np.int64]) -> Batch:
+        """The samples at rising places (B,) of the stream, in physical units."""
         source, index = self.order.at(places)
         parts, rows, instruction = [], [], 0
         for s, chunks in enumerate(self.chunks):
             row = np.flatnonzero(source == s)
             if len(row):
-                part = chunks.batch(index[row])
+                drawn = self.sources[s].rows
+                part = chunks.batch(index[row] if drawn is None else drawn[index[row]])
                 part = replace(part, source=source[row], instruction_id=part.instruction_id + np.int32(instruction))
                 parts.append(_with_cameras(_with_state(part, self.sources[s]), self.contract.cameras))
                 rows.append(row)

@@ -1,4 +1,4 @@
-"""volar-collect: demonstrations of a suite as a LeRobotDataset v3, or labelled scenes for grounding.
+"""volar-collect: demonstrations of a suite as a LeRobotDataset v3, or labelled scenes, or questions about scenes.
 
 Each demonstration is determined by `seed` and its number, whoever makes it: the data does not depend on the
 number of workers nor on interruptions. Its environment seed lies above 2^32, so that no evaluation, whose
@@ -31,6 +31,7 @@ EXAMPLES = (
     "volar-collect tasks=reach,lift episodes=1600 output=runs/demonstrations resume=true",
     "volar-collect randomization=visual output=runs/varied",
     "volar-collect kind=scenes scenes=30000 output=runs/scenes",
+    "volar-collect kind=questions scenes=30000 seed=1 output=runs/questions",
 )
 PATCHES = 8  # a side, of the tiny backbone
 _AHEAD = 6  # demonstrations a worker may be ahead of the writer, which takes them in order
@@ -41,11 +42,13 @@ class CollectConfig:
     """Settings of `volar-collect`."""
 
     output: Path = field(metadata={"help": "folder for the dataset"})
-    kind: Literal["demonstrations", "scenes"] = field(default="demonstrations", metadata={"help": "what to collect"})
+    kind: Literal["demonstrations", "scenes", "questions"] = field(
+        default="demonstrations", metadata={"help": "what to collect; scenes: to point at; questions: about scenes"}
+    )
     suite: str = field(default="tabletop", metadata={"help": "tasks to demonstrate, for kind=demonstrations"})
     tasks: tuple[str, ...] = field(default=(), metadata={"help": "some of its tasks; [] for all of them"})
     episodes: int = field(default=400, metadata={"help": "for kind=demonstrations, over all tasks in turn"})
-    scenes: int = field(default=30_000, metadata={"help": "for kind=scenes"})
+    scenes: int = field(default=30_000, metadata={"help": "for kind=scenes and questions"})
     seed: int = field(default=0, metadata={"help": "decides layouts, orders and disturbances"})
     robot: str = field(default="fr3", metadata={"help": "robot: fr3, ur5e, so101"})
     asset: str | None = field(
@@ -124,16 +127,16 @@ def main() -> int:
 def collect(config: CollectConfig) -> None:
     """Collects what the config says. Raises `VolarError`."""
     workers = config.workers or len(os.sched_getaffinity(0))
-    if config.kind == "scenes":
+    if config.kind != "demonstrations":
         from volar.sim.collect_scenes import ScenesConfig, collect_scenes
 
         if config.tasks:
-            raise UsageError("tasks= is for demonstrations; kind=scenes asks about blocks and plate alone")
+            raise UsageError(f"tasks= is for demonstrations; kind={config.kind} asks about blocks and plate alone")
         if config.asset:
-            raise UsageError("asset= is for demonstrations; kind=scenes draws the robot's own model")
+            raise UsageError(f"asset= is for demonstrations; kind={config.kind} draws the robot's own model")
         if config.randomization != "none":
-            raise UsageError("randomization= is for demonstrations; kind=scenes varies layouts only")
-        wanted = ScenesConfig(config.scenes, config.seed, config.contract)
+            raise UsageError(f"randomization= is for demonstrations; kind={config.kind} varies layouts only")
+        wanted = ScenesConfig(config.scenes, config.seed, config.contract, questions=config.kind == "questions")
         collect_scenes(wanted, config.output, workers, resume=config.resume, overwrite=config.overwrite)
         return
     collect_demonstrations(config, workers)

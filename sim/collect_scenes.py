@@ -1,8 +1,11 @@
 """Generated scenes on disk: the data of `volar-train stage=grounding`, as a frame cache with a contract.
 
+With `questions`, each has a question and its answer instead of a sentence to point by (`volar-train questions=`).
+
     scenes.json                                         the settings; says whose the folder is, from the first moment
     images/<camera>.npy, state.npy, ... , cache.json    see `volar.datasets.frame_cache`; the last makes it complete
     meta/volar_contract.json                            cameras, state and its statistics
+    questions.json                                      of questions: their answers, see `volar.datasets.questions`
 
 Scenes come in shards that a seed and the shard's number determine, so neither the number of workers nor an
 interruption changes the data; finished shards are found again on resuming.
@@ -15,7 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +26,14 @@ from numpy.typing import NDArray
 from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
 from volar.datasets.frame_cache import SMALL, FrameCache, reserved_array
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES
+from volar.datasets.questions import FILE as ANSWERS
+from volar.datasets.questions import write_answers
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.sim.worker_pool import worker_pool
+
+if TYPE_CHECKING:
+    from volar.sim.grounding import Scenes
 
 SHARD = 500  # scenes
 _SETTINGS = "scenes.json"
@@ -33,11 +41,12 @@ _SETTINGS = "scenes.json"
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """`frames` scenes, one sentence each, with the robot and the square cameras of `contract`."""
+    """`frames` scenes, one sentence or question each, with the robot and the square cameras of `contract`."""
 
     frames: int
     seed: int
     contract: PolicyContract
+    questions: bool = False
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -57,6 +66,7 @@ class ScenesConfig:
             "robot": self.contract.robot,
             "cameras": list(self.cameras),
             "image_size": self.image_size,
+            **({"kind": "questions"} if self.questions else {}),
         }
 
 
@@ -83,7 +93,7 @@ def collect_scenes(
                 bar.advance(task)
         _finish(config, output, shards)
     shutil.rmtree(output / "shards", ignore_errors=True)
-    print(f"{config.frames} scenes in {output}")
+    print(f"{config.frames} {'questions' if config.questions else 'scenes'} in {output}")
 
 
 def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) -> None:
@@ -96,7 +106,9 @@ def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) 
     if found and resume:
         before = json.loads((output / _SETTINGS).read_text())
         changed = [
-            f"{key}: {before.get(key)}, now {now}" for key, now in config.settings.items() if before.get(key) != now
+            f"{key}: {before.get(key)}, now {config.settings.get(key)}"
+            for key in sorted(before | config.settings)
+            if before.get(key) != config.settings.get(key)
         ]
         if changed:
             raise VolarError(
@@ -113,7 +125,7 @@ def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) 
 
 def _remove(output: Path) -> None:
     """What `collect_scenes` writes, nothing else; what says so stays."""
-    for name in (FRAMES, CONTRACT, *(f"{name}.npy" for name in SMALL)):
+    for name in (FRAMES, CONTRACT, ANSWERS, *(f"{name}.npy" for name in SMALL)):
         (output / name).unlink(missing_ok=True)
     for name in ("images", "shards"):
         shutil.rmtree(output / name, ignore_errors=True)
@@ -146,7 +158,7 @@ def _write_shards(config: ScenesConfig, output: Path, todo: list[int], workers: 
 
 def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
     """Renders shard `index` into the mapped arrays, then says so with its small arrays."""
-    from volar.sim.grounding import grounding_samples, render_scenes
+    from volar.sim.grounding import render_scenes
 
     rng = np.random.default_rng([config.seed, index])
     place = slice(index * SHARD, min((index + 1) * SHARD, config.frames))
@@ -155,11 +167,25 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
         target = np.load(output / "images" / f"{name}.npy", mmap_mode="r+")
         target[place] = images
         target.flush()
-    samples = [grounding_samples(scenes, i, rng)[0] for i in range(len(scenes))]
-    texts, points = [text for text, _ in samples], np.stack([points for _, points in samples])
     buffer = io.BytesIO()
-    np.savez(buffer, state=scenes.state, points=points, texts=np.array(texts))
+    points, texts = _labels(config, scenes, rng)
+    np.savez(buffer, state=scenes.state, points=points, texts=texts)
     write_durably(_shard_file(output, index), buffer.getvalue())
+
+
+def _labels(
+    config: ScenesConfig, scenes: "Scenes", rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+    """Points (N, 2, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds."""
+    if config.questions:
+        from volar.sim.questions import ask
+
+        asked = [ask(scenes, i, rng) for i in range(len(scenes))]
+        return np.stack([q.points for q in asked]), np.array([(q.text, q.answer, q.kind) for q in asked])
+    from volar.sim.grounding import grounding_samples
+
+    samples = [grounding_samples(scenes, i, rng)[0] for i in range(len(scenes))]
+    return np.stack([points for _, points in samples]), np.array([[text] for text, _ in samples])
 
 
 def _finish(config: ScenesConfig, output: Path, count: int) -> None:
@@ -171,14 +197,16 @@ def _finish(config: ScenesConfig, output: Path, count: int) -> None:
         with np.load(_shard_file(output, index)) as shard:
             parts.append(dict(shard))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    instructions, ids = np.unique(joined["texts"], return_inverse=True)
+    texts, ids = np.unique(joined["texts"], axis=0, return_inverse=True)  # (instructions, 1 or 3), (N,)
     contract = replace(config.contract, statistics={"observation.state": field_statistics(joined["state"])})
     write_durably(output / CONTRACT, (contract.to_json() + "\n").encode())
+    if config.questions:
+        write_answers(output, texts[:, 1].tolist(), texts[:, 2].tolist())
     FrameCache.from_arrays(
         images={name: np.load(output / "images" / f"{name}.npy", mmap_mode="r") for name in config.cameras},
         state=joined["state"],
         action=np.zeros((config.frames, contract.action.size), np.float32),  # scenes have none; training masks them
         points=joined["points"].astype(np.float32),
         instruction_id=ids.astype(np.int32),
-        instructions=instructions.tolist(),
+        instructions=texts[:, 0].tolist(),
     ).complete(output)

@@ -23,6 +23,7 @@ from volar.sim.tasks.task import NOWHERE, SIDES, Goal
 Vector = NDArray[np.float64]
 
 PLATE = len(COLORS)  # index of the plate in `Scenes.objects`
+CLEAR_M = 0.03  # by which things must differ for a question about them to have an answer
 _ASKED = load_suite("starter")  # tasks whose orders are about blocks and plate alone, which the scenes have
 
 
@@ -94,15 +95,15 @@ def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, 
         return _task_order(objects, scenes, rng)
     kind = rng.integers(5)
     if kind == 0:
-        return _choice(_PLATE_QUESTIONS, rng), _points(objects[PLATE])
+        return _choice(_PLATE_QUESTIONS, rng), point_at(objects[PLATE])
     if kind == 1:
         color = int(rng.integers(len(COLORS)))
-        return _choice(_QUESTIONS, rng).format(what=f"{COLORS[color]} {_noun(rng)}"), _points(objects[color])
+        return _choice(_QUESTIONS, rng).format(what=f"{COLORS[color]} {_noun(rng)}"), point_at(objects[color])
     if kind == 2 and scenes.held[index] >= 0:
         held = objects[scenes.held[index]]
-        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), _points(held)
+        return _choice(_QUESTIONS, rng).format(what=f"{_noun(rng)} in the gripper"), point_at(held)
     what, target = _relation(objects, rng)
-    return _choice(_QUESTIONS, rng).format(what=what), _points(objects[target])
+    return _choice(_QUESTIONS, rng).format(what=what), point_at(objects[target])
 
 
 _QUESTIONS = (
@@ -128,28 +129,37 @@ def _task_order(
     state = SceneState(NOWHERE, places[:PLATE], places[PLATE], 0.0)
     destination = scenes.table.to_base(task.destination(state, goal))
     sentence = _choice(task.templates, rng).format(color=goal.color, side=side)
-    return sentence, _points(objects[color], np.concatenate([destination, scenes.front.project(destination)]))
+    return sentence, point_at(objects[color], np.concatenate([destination, scenes.front.project(destination)]))
 
 
 def _relation(objects: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:
     """A block named by where it is: the words after "the", and its index. Only where it is unambiguous."""
+    questions = extremes(objects)
+    start = int(rng.integers(len(questions) + 1))
+    for words, key in (questions[start:] + questions[:start]) if start < len(questions) else ():
+        first = clear_first(key)
+        if first is not None:
+            return words.format(noun=_noun(rng)), first
+    return _beside(objects[:PLATE, :3], rng)
+
+
+def extremes(objects: NDArray[np.float32]) -> tuple[tuple[str, NDArray[np.float32]], ...]:
+    """Words for the block that comes first by a key, and each block's key (4,) [m]."""
     blocks = objects[:PLATE, :3]
-    distances = np.linalg.norm(blocks[:, :2] - objects[PLATE, :2], axis=1)
-    # Sorted by a key, the first must be ahead of the second by 0.03 m, or the question has no clear answer.
-    questions: tuple[tuple[str, NDArray[np.float32]], ...] = (
+    return (
         ("leftmost {noun}", -blocks[:, 1]),
         ("rightmost {noun}", blocks[:, 1]),
         ("{noun} closest to the robot", blocks[:, 0]),
         ("{noun} farthest from the robot", -blocks[:, 0]),
-        ("{noun} nearest to the plate", distances),
+        ("{noun} nearest to the plate", np.linalg.norm(blocks[:, :2] - objects[PLATE, :2], axis=1)),
         ("highest {noun}", -blocks[:, 2]),
     )
-    start = int(rng.integers(len(questions) + 1))
-    for words, key in (questions[start:] + questions[:start]) if start < len(questions) else ():
-        order = np.argsort(key)
-        if key[order[1]] - key[order[0]] > 0.03:
-            return words.format(noun=_noun(rng)), int(order[0])
-    return _beside(blocks, rng)
+
+
+def clear_first(key: NDArray[np.float32]) -> int | None:
+    """Which comes first by `key`; None where the second is within `CLEAR_M` of it, so that there is no clear answer."""
+    order = np.argsort(key)
+    return int(order[0]) if key[order[1]] - key[order[0]] > CLEAR_M else None
 
 
 def _beside(blocks: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:
@@ -173,7 +183,8 @@ def _noun(rng: np.random.Generator) -> str:
     return _choice(_NOUNS, rng)
 
 
-def _points(target: NDArray[np.float32], destination: Vector | None = None) -> NDArray[np.float32]:
+def point_at(target: NDArray[np.float32], destination: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
+    """(2, 5): rows target and destination, NaN where there is none."""
     points = np.full(POINTS_SHAPE, np.nan, np.float32)
     points[0] = target
     if destination is not None:

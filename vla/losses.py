@@ -1,6 +1,11 @@
-"""Losses of imitation: soft action bins, and pointing."""
+"""Losses of imitation: soft action bins, pointing, and answers in words.
 
-from dataclasses import dataclass
+Each is a mean over what there is in a step: chunk steps, points, answers. Where a step's samples come in several
+micro-batches, of several processes, each of them divides by the `Counts` of the whole step, so that their sum is what
+one batch of all samples would give.
+"""
+
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -15,52 +20,112 @@ SOFT_SIGMA = 0.024
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars of one batch: `total` is minimized; the others are reported."""
+    """Scalars of one batch: `total` is minimized; the others are reported. `answer`: None without questions."""
 
     total: Tensor
     action: Tensor
     patch: Tensor
     place: Tensor
+    answer: Tensor | None = None
 
     def named(self) -> dict[str, float]:
-        return {name: float(getattr(self, name).detach()) for name in ("total", "action", "patch", "place")}
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: float(value.detach()) for name, value in found.items() if value is not None}
 
 
-def action_loss(logits: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy with Gaussian targets. logits (B, H, A, 256), normalized actions (B, H, A), mask (B, H)."""
+@dataclass(frozen=True)
+class Counts:
+    """What the losses are means over, scalars: steps of chunks, points, points that the first camera sees, answers."""
+
+    steps: Tensor
+    points: Tensor
+    seen: Tensor
+    answers: Tensor
+
+    @staticmethod
+    def of(mask: Tensor, points: Tensor, answers: Tensor | None = None) -> "Counts":
+        """mask (B, H), points (B, 2, 5), answers (B,), -1 where there is none."""
+        known, visible = _known(points)
+        said = torch.zeros((), device=mask.device) if answers is None else (answers >= 0).sum()
+        return Counts(mask.sum(), known.sum(), visible.sum(), said)
+
+    @staticmethod
+    def from_vector(vector: Tensor) -> "Counts":
+        return Counts(*vector.unbind())
+
+    def to_vector(self) -> Tensor:
+        """(4,) float32, to be added up."""
+        return torch.stack([self.steps, self.points, self.seen, self.answers]).float()
+
+
+def action_loss(logits: Tensor, actions: Tensor, mask: Tensor, steps: Tensor | None = None) -> Tensor:
+    """Cross-entropy with Gaussian targets. logits (B, H, A, 256), normalized actions (B, H, A), mask (B, H).
+
+    `steps`: to divide by; those of `mask` when None.
+    """
     centres = torch.as_tensor(CENTRES, dtype=logits.dtype, device=logits.device)
     distance = (actions.clamp(-1, 1)[..., None] - centres) / SOFT_SIGMA  # (B, H, A, 255)
     target = torch.nn.functional.pad(torch.softmax(-0.5 * distance**2, -1), (0, BINS - len(CENTRES)))
     losses = -(target * logits.log_softmax(-1)).sum(-1).mean(-1)  # (B, H)
-    return (losses * mask).sum() / mask.sum().clamp(min=1)
+    return (losses * mask).sum() / (mask.sum() if steps is None else steps).clamp(min=1)
 
 
-def point_losses(outputs: Outputs | Pointing, points: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def point_losses(
+    outputs: Outputs | Pointing, points: Tensor, std: Tensor, counts: Counts | None = None
+) -> tuple[Tensor, Tensor]:
     """Pointing: which patch (cross-entropy) and where (L1 of xyz in units of `std`, and of uv).
 
     points (B, 2, 5): x y z [m], u v; NaN where there is nothing to point at, which then carries no loss.
     """
     xyz, uv = points[..., :3], points[..., 3:]
-    known = torch.isfinite(points).all(-1)  # (B, 2)
-    visible = known & ((uv >= 0) & (uv < 1)).all(-1)
+    known, visible = _known(points)
+    all_known, all_visible = (known.sum(), visible.sum()) if counts is None else (counts.points, counts.seen)
     side = int(outputs.patch_logits.shape[-1] ** 0.5)
     cell = (torch.nan_to_num(uv).clamp(0, 0.999) * side).long()
     label = cell[..., 1] * side + cell[..., 0]  # (B, 2), row-major
     log_probability = outputs.patch_logits.log_softmax(-1).gather(-1, label[..., None])[..., 0]
-    patch = -(log_probability * visible).sum() / visible.sum().clamp(min=1)
+    patch = -(log_probability * visible).sum() / all_visible.clamp(min=1)
     where = (torch.nan_to_num(xyz - outputs.points).abs() / std).sum(-1) * known
-    place = where.sum() / known.sum().clamp(min=1)
+    place = where.sum() / all_known.clamp(min=1)
     in_image = torch.nan_to_num(uv - outputs.points_uv).abs().sum(-1) * visible
-    return patch, place + in_image.sum() / visible.sum().clamp(min=1)
+    return patch, place + in_image.sum() / all_visible.clamp(min=1)
+
+
+def _known(points: Tensor) -> tuple[Tensor, Tensor]:
+    """points (B, 2, 5) -> bool (B, 2): which there are, and which of them lie in the first camera's image."""
+    uv, known = points[..., 3:], torch.isfinite(points).all(-1)
+    return known, known & ((uv >= 0) & (uv < 1)).all(-1)
+
+
+def answer_loss(logits: Tensor, answers: Tensor, count: Tensor) -> Tensor:
+    """Cross-entropy of the one word of an answer. logits (B, ids), answers (B,): -1 where none, which carries none."""
+    there = answers >= 0
+    log_probability = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[:, None])[:, 0]
+    return -(log_probability * there).sum() / count.clamp(min=1)
 
 
 def imitation_loss(
-    outputs: Outputs | Imitated, actions: Tensor, mask: Tensor, points: Tensor, std: Tensor
+    outputs: Outputs | Imitated,
+    actions: Tensor,
+    mask: Tensor,
+    points: Tensor,
+    std: Tensor,
+    answers: Tensor | None = None,
+    counts: Counts | None = None,
 ) -> Losses:
-    """The loss of both stages; frames without actions or points carry only the other's share."""
-    if isinstance(outputs, Imitated):
-        action = outputs.action_loss
+    """The loss of both stages; frames without actions, points or answers carry only the others' share.
+
+    `counts`: of the whole step, when this batch is a part of it.
+    """
+    here = Counts.of(mask, points, answers)
+    counts = counts or here
+    if isinstance(outputs, Imitated):  # a mean over this batch
+        action = outputs.action_loss * (here.steps / counts.steps.clamp(min=1))
     else:
-        action = action_loss(outputs.action_logits, actions, mask)
-    patch, place = point_losses(outputs, points, std)
-    return Losses(action + 0.5 * patch + 0.5 * place, action, patch, place)
+        action = action_loss(outputs.action_logits, actions, mask, counts.steps)
+    patch, place = point_losses(outputs, points, std, counts)
+    total = action + 0.5 * patch + 0.5 * place
+    if answers is None or outputs.answer_logits is None:
+        return Losses(total, action, patch, place)
+    answer = answer_loss(outputs.answer_logits, answers, counts.answers)
+    return Losses(total + answer, action, patch, place, answer)

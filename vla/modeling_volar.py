@@ -49,20 +49,23 @@ class Pointing:
 class Outputs:
     """What the network with a parallel decoder says about a batch of B observations.
 
-    `action_logits` (B, H, A, 256): over bins in rising order. The others as in `Pointing`.
+    `action_logits` (B, H, A, 256): over bins in rising order. The others as in `Pointing` and `Imitated`.
     """
 
     action_logits: Tensor
     patch_logits: Tensor
     points_uv: Tensor
     points: Tensor
+    answer_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Imitated(Pointing):
-    """What a network is to learn from a batch: `action_loss`, a scalar."""
+    """What a network is to learn from a batch: `action_loss`, a scalar. `answer_logits` (B, ids): over the vocabulary,
+    what it would say next after the prompt; None unless asked for."""
 
     action_loss: Tensor
+    answer_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,15 @@ class Trunk:
     """What the action head sees of B observations, beside the state, and what pointing says.
 
     `queries` (B, H, D): hidden states of the action queries. `scaled_points` (B, 2, 3): in units of the config's
-    `point_std`, from its `point_mean`. `patch_logits`, `points_uv` as in `Outputs`.
+    `point_std`, from its `point_mean`. `patch_logits`, `points_uv` as in `Outputs`. `last` (B, D): hidden state of the
+    prompt's last token, which an answer in words follows.
     """
 
     queries: Tensor
     patch_logits: Tensor
     points_uv: Tensor
     scaled_points: Tensor
+    last: Tensor
 
 
 class VolarModel(nn.Module):
@@ -132,23 +137,27 @@ class VolarModel(nn.Module):
         actions: Tensor | None = None,
         mask: Tensor | None = None,
         seed: int = 0,
+        answers: bool = False,
     ) -> Outputs | Imitated:
         """pixels (B, C, 3, h, w) in [-1, 1], input_ids (B, T), normalized state (B, S) -> `Outputs`.
 
         `camera_mask`: bool (B, C), False where nothing may attend to a camera's tokens; None where all are there.
         Another decoder than parallel gives `Imitated`, of normalized `actions` (B, H, A) where `mask` (B, H) is True.
+        `answers`: say also what follows the prompt in words.
         """
         if self.config.decoder == "parallel":
             seen = self.trunk(pixels, input_ids, state, camera_mask)
             with torch.autocast(seen.queries.device.type, enabled=False):
                 logits = self.action_head(seen.queries, seen.scaled_points, state.float())
-            return Outputs(logits, seen.patch_logits, seen.points_uv, self.point_head.to_metres(seen.scaled_points))
+            metres = self.point_head.to_metres(seen.scaled_points)
+            return Outputs(logits, seen.patch_logits, seen.points_uv, metres, self.say(seen.last) if answers else None)
         assert actions is not None
         assert mask is not None
         prefix = self.prefix(pixels, input_ids, state, camera_mask)
         loss, hidden = self.decoder.loss(self, prefix, actions, mask, seed)
         logits, uv, points = self.point(prefix, hidden)
-        return Imitated(logits, uv, self.point_head.to_metres(points), loss)
+        said = self.say(last_of_prompt(prefix, hidden)) if answers else None
+        return Imitated(logits, uv, self.point_head.to_metres(points), loss, said)
 
     def decode(
         self, pixels: Tensor, input_ids: Tensor, state: Tensor, noise: Tensor | None = None
@@ -164,7 +173,13 @@ class VolarModel(nn.Module):
         prefix = self.prefix(pixels, input_ids, state, camera_mask)
         hidden = self.run_queries(prefix)
         patch_logits, uv, points = self.point(prefix, hidden)
-        return Trunk(hidden[:, prefix.length :].float(), patch_logits, uv, points)
+        last = last_of_prompt(prefix, hidden)
+        return Trunk(hidden[:, prefix.length :].float(), patch_logits, uv, points, last)
+
+    def say(self, last: Tensor) -> Tensor:
+        """Hidden states (B, D) of prompts' last tokens -> float32 scores (B, ids) of the word after them."""
+        with torch.autocast(last.device.type, enabled=False):
+            return self.backbone.logits(last.to(self.backbone.dtype), 0).float()
 
     def prefix(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Prefix:
         """What precedes the actions; inputs as for `forward`."""
@@ -241,6 +256,11 @@ class VolarModel(nn.Module):
         edges = torch.tensor(EDGES, dtype=state.dtype, device=state.device)
         bins = torch.bucketize(state.clamp(-1, 1).contiguous(), edges, right=True)  # 1..256
         return self.backbone.embed_words(self.vocabulary_size - bins)
+
+
+def last_of_prompt(prefix: Prefix, hidden: Tensor) -> Tensor:
+    """Of the prefix's hidden states (B, P.., D), that of the last token before the point queries: (B, D)."""
+    return hidden[:, prefix.length - POINTS - 1]
 
 
 def _all_there(embeddings: Tensor) -> Piece:

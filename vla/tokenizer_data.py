@@ -52,8 +52,10 @@ def train_tokenizer(name: str, sources: Sequence[Source], chunk_length: int, see
     parts = []
     for source in sources:
         frames = source.frames
-        count = min(len(frames), max(1, round(CHUNKS * source.weight / total)))
-        starts = np.sort(rng.choice(len(frames), count, replace=False))
+        count = min(source.size, max(1, round(CHUNKS * source.weight / total)))
+        starts = np.sort(rng.choice(source.size, count, replace=False))
+        if source.rows is not None:
+            starts = source.rows[starts]
         chunks = chunks_at(starts, frames.action, frames.episode_end, chunk_length)
         parts.append(Normalizer.of_contract(source.contract, "action").normalize(chunks))
     return kind.train(np.concatenate(parts))

@@ -1,28 +1,26 @@
 """volar-train: a policy from demonstrations, by behaviour cloning; or its grounding stage before that.
 
 Grounding teaches the network to point at what an instruction names, on generated scenes (`volar-collect
-kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' actions and keeps pointing.
+kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' actions and keeps pointing; with
+`questions=` (`volar-collect kind=questions`) it also answers questions about scenes, as RT-2 does.
+
+One process, or many: torchrun --nproc_per_node 8 -m volar.vla.train ..., or accelerate launch --multi_gpu. batch_size
+is that of a step over all of them. Too little memory: accumulate=2 gives the same steps.
 """
 
 import json
-import math
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from volar.datasets.augmentation import Augmentation
 from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.command_line import run
-from volar.robots.errors import UsageError, VolarError
+from volar.robots.errors import UsageError
 from volar.vla.run_folder import check_output
-
-if TYPE_CHECKING:
-    from volar.vla.training_run import TrainingRun
 
 RECORD = "train.json"  # the settings of the run in a folder
 EXAMPLES = (
@@ -32,6 +30,9 @@ EXAMPLES = (
     "volar-train dataset=runs mixture=demos:0.7,hover:0.3 augmentation.crop=0.9 minutes=5 output=runs/policy",
     "volar-train dataset=runs/demos backbone=models/SmolVLM2-500M language=lora vision=frozen decoder=flow steps=20000 "
     "learning_rate=1e-4 output=runs/vla",
+    "volar-train dataset=runs/demos questions=runs/questions validation=0.05 evaluate_every_steps=2000 steps=10000 "
+    "output=runs/cotrained",
+    "torchrun --nproc_per_node 8 -m volar.vla.train dataset=runs/demos batch_size=512 steps=20000 output=runs/large",
     "volar-train inspect_tokenizer dataset=runs/demos chunk_length=16",
 )
 
@@ -52,6 +53,8 @@ class TrainConfig:
     stage: Literal["cloning", "grounding"] = field(default="cloning", metadata={"help": "what is learned"})
     scenes: Path | None = field(default=None, metadata={"help": "generated scenes that cloning keeps pointing on"})
     scenes_fraction: float = field(default=0.25, metadata={"help": "their share of each batch"})
+    questions: Path | None = field(default=None, metadata={"help": "questions about scenes to train on as well"})
+    questions_fraction: float = field(default=0.1, metadata={"help": "their share of each batch"})
     init: Path | None = field(default=None, metadata={"help": "policy directory or run to start the weights from"})
     backbone: str | None = field(
         default=None, metadata={"help": "tiny, a pretrained model's folder or Hub id; tiny, or that of init"}
@@ -100,7 +103,22 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = field(
         default="auto", metadata={"help": "auto: bf16 where this machine multiplies it faster"}
     )
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: one for each CPU"})
+    threads: int = field(default=0, metadata={"help": "CPU threads of a process; 0: all CPUs, shared out"})
+    parallel: Literal["ddp", "fsdp"] = field(
+        default="ddp", metadata={"help": "of several processes, each has the network, or (fsdp) a share of its weights"}
+    )
+    accumulate: int = field(default=1, metadata={"help": "parts that a process computes its samples of a step in"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "compute layers twice instead of keeping what they made: less memory"}
+    )
+    validation: float = field(default=0.0, metadata={"help": "share of the episodes to measure on, not to train on"})
+    validate_every_steps: int = field(default=500, metadata={"help": "steps between measurements of what is held out"})
+    evaluate_every_steps: int | None = field(
+        default=None, metadata={"help": "steps between evaluations in closed loop (volar-evaluate); never by default"}
+    )
+    evaluate_episodes: int = field(default=20, metadata={"help": "of each task, in such an evaluation"})
+    evaluate_tasks: tuple[str, ...] = field(default=(), metadata={"help": "tasks of it; [] for all of the suite"})
+    wandb: str | None = field(default=None, metadata={"help": "project of Weights & Biases to log to as well"})
     save_every_s: float = field(default=120.0, metadata={"help": "seconds between checkpoints"})
     save_every_steps: int | None = field(default=None, metadata={"help": "steps between checkpoints, instead"})
     keep: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
@@ -115,12 +133,16 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, is {value}")
-        for name in ("keep", "save_every_steps"):
+        counts = ("keep", "save_every_steps", "accumulate", "validate_every_steps", "evaluate_every_steps")
+        for name in (*counts, "evaluate_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, is {value}")
-        if not 0 < self.scenes_fraction < 1:
-            raise UsageError(f"scenes_fraction {self.scenes_fraction} is not in (0, 1); leave scenes= away for none")
+        for name in ("scenes", "questions"):
+            fraction = getattr(self, f"{name}_fraction")
+            if not 0 < fraction < 1:
+                raise UsageError(f"{name}_fraction {fraction} is not in (0, 1); leave {name}= away for none")
+        self._check_how()
         if self.execute_steps > self.chunk_length:
             raise UsageError(f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}")
         if self.backbone_dtype != "float32" and self.backbone in (None, "tiny"):
@@ -138,78 +160,58 @@ class TrainConfig:
         if self.resume and self.overwrite:
             raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
         output = self.output.resolve()
-        for path in (self.dataset, self.scenes):
+        for path in (self.dataset, self.scenes, self.questions):
             if path is not None and output in (path.resolve(), *path.resolve().parents):
                 raise UsageError(f"output {self.output} holds the data {path}; give another output")
 
+    def _check_how(self) -> None:
+        """Of what is measured, and how it is computed."""
+        if not 0 <= self.validation < 1:
+            raise UsageError(f"validation {self.validation} is not in [0, 1)")
+        if self.validation and self.stage == "grounding":
+            raise UsageError("validation= is for stage=cloning: it measures actions")
+        if self.parallel == "fsdp" and self.backbone_dtype != "float32":
+            raise UsageError("parallel=fsdp shards weights of one precision: backbone_dtype=float32")
+        if self.parallel == "fsdp" and self.validation and self.tokenizer == "fast":
+            raise UsageError("parallel=fsdp cannot decode sequences of varying length: leave validation= away")
+
 
 def train(config: TrainConfig) -> None:
-    """Runs a stage to its end, from the start or from the last checkpoint; leaves `checkpoints/last`."""
-    check_output(
-        config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
-    )
+    """Runs a stage to its end, from the start or from the last checkpoint; leaves `checkpoints/last`.
+
+    In each of the processes that a launcher may have started; the first one writes.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        check_output(
+            config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
+        )
     # Read when torch starts: threads that wait sleep, instead of spinning on cores that other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
+    from volar.vla.metrics_log import require_wandb
+    from volar.vla.training_loop import run_to_the_end
     from volar.vla.training_run import TrainingRun
 
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    if config.wandb:
+        require_wandb()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // here))
     training = TrainingRun.start(config)
-    prepare_output(config)
-    print(training.summary(), flush=True)
-    with (config.output / "metrics.jsonl").open("a") as log:
-        try:
-            for metrics in training_steps(config, training):
-                log.write(json.dumps(metrics) + "\n")
-                log.flush()
-        except KeyboardInterrupt:
-            training.save()  # resume=true continues here
-            raise
-    print(f"policy: {training.save()}")
-
-
-def training_steps(config: TrainConfig, training: "TrainingRun") -> Iterator[dict[str, Any]]:
-    """Runs the steps that are left; yields metrics now and then, and saves checkpoints by the clock or count."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    last_save = time.monotonic()
-    started, base_s, base_step = time.monotonic(), training.elapsed_s, training.step
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(config.stage, total=1.0, note="")
-        while training.done(config) < 1.0:
-            losses = training.train_step(learning_rate(config, training.step, training.done(config)))
-            training.elapsed_s = base_s + time.monotonic() - started
-            if not math.isfinite(float(losses.total.detach())):
-                raise VolarError(
-                    f"the loss became {float(losses.total.detach())} at step {training.step}; the last checkpoint is "
-                    f"from before: train with init={config.output} and a learning_rate below {config.learning_rate}"
-                )
-            if training.step % 50 == 0 or training.done(config) >= 1.0:
-                metrics = losses.named()
-                rate = (training.step - base_step) * config.batch_size / (training.elapsed_s - base_s)
-                note = f"step {training.step}  loss {metrics['total']:.3f}  {rate:.0f} samples/s"
-                bar.update(task, completed=training.done(config), note=note)
-                where = {"step": training.step, "elapsed_s": round(training.elapsed_s, 2)}
-                yield where | {"samples_per_s": round(rate, 1)} | {k: round(v, 5) for k, v in metrics.items()}
-            due = time.monotonic() - last_save > config.save_every_s
-            if config.save_every_steps:
-                due = training.step % config.save_every_steps == 0
-            if due:
-                training.save()
-                last_save = time.monotonic()
-
-
-def learning_rate(config: TrainConfig, step: int, done: float) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak at `done` = 1."""
-    warm = min(1.0, (step + 1) / config.warmup_steps)
-    return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    if first:
+        prepare_output(config)
+        print(training.summary(), flush=True)
+    run_to_the_end(config, training)
+    if first:
+        print(f"policy: {config.output / 'checkpoints' / 'last' / 'pretrained_model'}")
 
 
 def settings(config: TrainConfig) -> dict[str, str]:
-    """What makes a run this one and no other; how long and how it is saved may change when it resumes."""
-    free = {"steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps", "frames"}
+    """What makes a run this one and no other; how long, how it is computed and saved may change when it resumes."""
+    free = {"steps", "minutes", "keep", "threads", "save_every_s", "save_every_steps", "validate_every_steps", "wandb"}
+    free |= {"parallel", "accumulate", "gradient_checkpointing", "frames"}  # the same run by other means
+    free |= {"evaluate_every_steps", "evaluate_episodes", "evaluate_tasks"}
     free |= {"output", "resume", "overwrite", "recipe"}
     return {key: str(value) for key, value in sorted(asdict(config).items()) if key not in free}
 

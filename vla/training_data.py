@@ -1,6 +1,6 @@
-"""What a training run learns from: datasets opened, mixed and told apart."""
+"""What a training run learns from, and what it is measured on: datasets opened, told apart, mixed and shared out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from volar.datasets.choose_frames import Form, choose_frames
 from volar.datasets.frame_cache import FrameCache
+from volar.datasets.held_out import split_episodes
 from volar.datasets.lerobot_format import load_contract
 from volar.datasets.mixture import Mixture, Source, load_mixture, sources_of
 from volar.datasets.normalizer import with_normalization
+from volar.datasets.questions import Questions
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla.instruction_tokenizer import InstructionTokenizer
@@ -20,19 +22,60 @@ from volar.vla.processor_volar import StateScaler
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
 
+QUESTIONS_HELD_OUT = 0.05  # of the scenes that questions are about, or `validation` where that is more
+
+
+@dataclass(frozen=True)
+class Data:
+    """`sources`: demonstrations, or the scenes of stage=grounding; `held_out`: their episodes that are not trained on.
+
+    `scenes`: to keep pointing on. `questions`, `held_questions`: likewise; `answers`, `kinds`: to each question.
+    """
+
+    sources: list[Source]
+    held_out: list[Source]
+    scenes: Source | None = None
+    questions: Source | None = None
+    held_questions: Source | None = None
+    answers: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def beside(self) -> list[Source]:
+        """What is mixed in."""
+        return [source for source in (self.scenes, self.questions) if source is not None]
+
+    @property
+    def texts(self) -> list[str]:
+        """Everything that is read or said."""
+        sources = [*self.sources, *self.beside]
+        return [*(text for source in sources for text in source.frames.instructions), *self.answers]
+
+    def under(self, contract: PolicyContract) -> "Data":
+        """Seen by the same network, what is mixed in is normalized as the demonstrations are."""
+        names = ("scenes", "questions", "held_questions")
+        found = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: v and replace(v, contract=contract) for k, v in found.items()})
+
 
 @dataclass
 class Part:
-    """One stream of samples, of which a batch takes as many as `mixture` gives at once."""
+    """One stream of samples, of which a step takes as many as `mixture` gives at once."""
 
     mixture: Mixture
     token_ids: NDArray[np.int64]  # (instructions, T)
+    answer_ids: NDArray[np.int64]  # (instructions,), -1 where an instruction is no question
     has_actions: bool
     state_scalers: list[StateScaler]  # one for each source
 
     @property
     def frames(self) -> int:
         return sum(self.mixture.sizes.values())
+
+    def places(self, step: int, share: int, shares: int) -> NDArray[np.int64]:
+        """Where in the stream the samples of share `share` of `shares` of a step stand; none of them twice."""
+        size = self.mixture.batch_size
+        return np.arange(step * size + size * share // shares, step * size + size * (share + 1) // shares)
 
 
 def open_frames(source: Path, form: Form = "auto") -> FrameCache:
@@ -60,27 +103,70 @@ def open_sources(config: "TrainConfig") -> list[Source]:
     return sources_of(weights, caches, contracts, config.mix)
 
 
+def open_data(config: "TrainConfig") -> Data:
+    """Everything that the settings name. Raises `VolarError` where something is missing or does not fit together."""
+    sources, held_out = open_sources(config), []
+    if config.validation:
+        pairs = [split_episodes(source, config.validation, config.seed) for source in sources]
+        sources, held_out = [trained for trained, _ in pairs], [held for _, held in pairs]
+    scenes = None
+    if config.scenes is not None:
+        scenes = Source("scenes", 1.0, open_frames(config.scenes), load_contract(config.scenes))
+    if config.questions is None:
+        return Data(sources, held_out, scenes)
+    found = Questions.open(config.questions)
+    asked = Source("questions", 1.0, found.frames, load_contract(config.questions))
+    trained, held = split_episodes(asked, max(config.validation, QUESTIONS_HELD_OUT), config.seed)
+    return Data(sources, held_out, scenes, trained, held, found.answers, found.kinds)
+
+
 def make_parts(
-    config: "TrainConfig", groups: list[list[Source]], contract: PolicyContract, tokenizer: InstructionTokenizer
+    config: "TrainConfig", data: Data, contract: PolicyContract, tokenizer: InstructionTokenizer, processes: int = 1
 ) -> list[Part]:
-    """The demonstrations first, then the generated scenes with their share of the batch."""
-    scenes = round(config.scenes_fraction * config.batch_size) if len(groups) > 1 else 0
-    shares = [config.batch_size - scenes, scenes]
+    """The demonstrations first, then what is mixed in with its share of the batch."""
+    pieces = config.accumulate * processes
+    if config.batch_size < pieces:
+        have = f"batch_size {config.batch_size} for {pieces} parts (processes times accumulate={config.accumulate})"
+        raise VolarError(f"{have}: raise batch_size or lower accumulate")
+    fractions = {"scenes": config.scenes_fraction, "questions": config.questions_fraction}
+    shares = [round(fractions[source.name] * config.batch_size) for source in data.beside]
+    groups = [data.sources, *([source] for source in data.beside)]
     parts = []
-    for i, sources in enumerate(groups):
+    for i, (sources, size) in enumerate(zip(groups, [config.batch_size - sum(shares), *shares], strict=True)):
+        if size < 1:
+            raise VolarError(f"{sources[0].name} gets no sample of a batch of {config.batch_size}; raise batch_size")
         mixture = Mixture(
             sources,
-            batch_size=shares[i],
+            batch_size=size,
             seed=config.seed + i,
             chunk_length=contract.chunk_length,
             weights=config.mix.weights,
             augmentation=config.augmentation,
         )
-        texts = [contract.instruction_template.format(instruction=text) for text in mixture.instructions]
-        scalers = [StateScaler(source.contract) for source in sources]
-        part = Part(mixture, tokenizer.encode(texts), config.stage == "cloning" and i == 0, scalers)
-        if part.frames < shares[i]:
-            have = f"{part.frames} frames do not fill a batch of {shares[i]}"
+        part = make_part(mixture, contract, tokenizer, data.answers if sources[0] is data.questions else ())
+        part.has_actions = config.stage == "cloning" and i == 0
+        if part.frames < size:
+            have = f"{part.frames} frames do not fill a batch of {size}"
             raise VolarError(f"{have}; collect more or lower batch_size")
         parts.append(part)
     return parts
+
+
+def make_part(
+    mixture: Mixture, contract: PolicyContract, tokenizer: InstructionTokenizer, answers: tuple[str, ...] = ()
+) -> Part:
+    """A stream without actions, or with `answers` to its instructions."""
+    texts = [contract.instruction_template.format(instruction=text) for text in mixture.instructions]
+    ids = np.array([answer_id(tokenizer, answer) for answer in answers] or [-1] * len(texts), dtype=np.int64)
+    scalers = [StateScaler(source.contract) for source in mixture.sources]
+    return Part(mixture, tokenizer.encode(texts), ids, False, scalers)
+
+
+def answer_id(tokenizer: InstructionTokenizer, answer: str) -> int:
+    """The id of an answer of one word. Raises `VolarError` where a vocabulary spells it with several."""
+    # As it follows other words: there a pretrained model has another id for it than at the beginning of a text.
+    before, after = (tokenizer.encode([text])[0] for text in ("a", f"a {answer}"))
+    ids = after[: int((after > 0).sum())][int((before > 0).sum()) :]
+    if len(ids) != 1:
+        raise VolarError(f"the answer {answer!r} is {len(ids)} tokens of the backbone's vocabulary, not one")
+    return int(ids[0])

@@ -1,96 +1,81 @@
 """One training run in memory: data, network, optimizer, averaged weights; one step at a time."""
 
-import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from volar.datasets.action_chunks import Batch
-from volar.datasets.lerobot_format import load_contract
-from volar.datasets.mixture import Source
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla.instruction_tokenizer import InstructionTokenizer
-from volar.vla.losses import Losses, imitation_loss
-from volar.vla.modeling_volar import VolarModel, pixels_from_images
+from volar.vla.losses import Counts, Losses, imitation_loss
+from volar.vla.modeling_volar import Imitated, Outputs, VolarModel, pixels_from_images
 from volar.vla.network import make_network, with_prompt
-from volar.vla.processor_volar import save_policy
-from volar.vla.training_data import Part, make_parts, open_frames, open_sources
-from volar.vla.training_state import (
-    WeightAverage,
-    load_progress,
-    load_training_state,
-    publish,
-    save_training_state,
-)
+from volar.vla.processes import Processes, choose_precision
+from volar.vla.training_checkpoint import write_checkpoint
+from volar.vla.training_data import Data, Part, make_parts, open_data
+from volar.vla.training_state import WeightAverage, load_progress, load_training_state
 
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
 
 
 class TrainingRun:
-    """Everything that changes while training; `step` and `elapsed_s` say how far it is."""
+    """Everything that changes while training; `step` and `elapsed_s` say how far it is. `bare`: the network without
+    what shares it among processes, which is around it in `model`."""
 
     def __init__(
         self,
         config: "TrainConfig",
-        model: VolarModel,
+        processes: Processes,
+        bare: VolarModel,
         contract: PolicyContract,
         tokenizer: InstructionTokenizer,
-        parts: list[Part],
+        data: Data,
         precision: str,
     ) -> None:
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator(mixed_precision=precision)
-        if self.accelerator.num_processes > 1:
-            raise VolarError("volar-train runs in one process so far; start it without accelerate launch")
-        self.config, self.contract, self.tokenizer, self.parts = config, contract, tokenizer, parts
+        self.config, self.processes, self.contract, self.tokenizer = config, processes, contract, tokenizer
+        self.data, self.parts = data, make_parts(config, data, contract, tokenizer, processes.count)
+        self.accelerator = processes.accelerator(precision)
         self.step, self.elapsed_s = 0, 0.0
-        decayed = [p for p in model.parameters() if p.ndim >= 2]
-        plain = [p for p in model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.average = WeightAverage(self.bare, config.ema_decay)
-        device = self.accelerator.device
-        self.point_std = torch.tensor(model.config.point_std, device=device)
-
-    @property
-    def bare(self) -> VolarModel:
-        """The network without what Accelerate wraps around it."""
-        model: VolarModel = self.accelerator.unwrap_model(self.model)
-        return model
+        if config.gradient_checkpointing:
+            compute_twice(bare)
+        self.bare, self.model = bare, processes.spread(bare.train())
+        trained = [p for p in bare.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        self.average = WeightAverage(bare, config.ema_decay)
+        self.point_std = torch.tensor(bare.config.point_std, device=processes.device)
 
     @staticmethod
     def start(config: "TrainConfig") -> "TrainingRun":
         """A new run, or the one in `config.output` with `resume`. Raises `VolarError` on unusable input."""
+        processes = Processes(config.parallel)
         torch.manual_seed(config.seed)
-        sources = open_sources(config)
-        scenes = (
-            Source("scenes", 1.0, open_frames(config.scenes), load_contract(config.scenes)) if config.scenes else None
-        )
-        contract = training_contract(config, [sources[0].contract, *([scenes.contract] if scenes else [])])
-        groups = [sources]
-        if scenes:  # seen by the same network: its states are normalized as the demonstrations' are
-            groups.append([replace(scenes, contract=contract)])
-        instructions = [text for group in groups for source in group for text in source.frames.instructions]
+        with processes.one_by_one():
+            data = open_data(config)
+        contract = training_contract(config, data)
+        data = data.under(contract)
         last = config.output / "checkpoints" / "last"
         if config.resume and last.exists():
-            return TrainingRun._resumed(config, last, groups, contract)
-        network = make_network(config, contract, sources)
-        model, contract, tokenizer = network.model, network.contract, network.tokenizer
-        tokenizer = tokenizer.with_words(instructions)
-        parts = make_parts(config, groups, contract, tokenizer)
-        return TrainingRun(config, model, contract, tokenizer, parts, choose_precision(config.precision))
+            return TrainingRun._resumed(config, processes, last, data, contract)
+        network = make_network(config, contract, data.sources)
+        tokenizer = network.tokenizer.with_words(data.texts)
+        (fast,) = processes.agree(choose_precision(config.precision) == "bf16")
+        precision = "bf16" if fast else "no"
+        return TrainingRun(config, processes, network.model, network.contract, tokenizer, data, precision)
 
     @staticmethod
     def _resumed(
-        config: "TrainConfig", last: Path, groups: list[list[Source]], contract: PolicyContract
+        config: "TrainConfig", processes: Processes, last: Path, data: Data, contract: PolicyContract
     ) -> "TrainingRun":
         """The run as its last checkpoint left it: weights, averages, moments, vocabulary, precision and place."""
         from volar.vla.checkpoint_policy import load_parts
@@ -98,14 +83,13 @@ class TrainingRun:
         model, before, tokenizer = load_parts(last / "pretrained_model")  # the averaged weights
         contract = with_prompt(contract, model.config.backbone)
         progress = load_progress(last / "training_state")
-        parts = make_parts(config, groups, contract, tokenizer)
-        frames = [part.frames for part in parts]
+        training = TrainingRun(config, processes, model, contract, tokenizer, data, progress["precision"])
+        frames = [part.frames for part in training.parts]
         if before != contract or progress["frames"] != frames:
             raise VolarError(
                 f"{config.dataset} has changed since {config.output} was trained on it ({progress['frames']} frames, "
                 f"now {frames}): start a new run with init={config.output}"
             )
-        training = TrainingRun(config, model.train(), contract, tokenizer, parts, progress["precision"])
         load_training_state(last / "training_state", training.bare, training.optimizer)
         training.step, training.elapsed_s = int(progress["step"]), float(progress["elapsed_s"])
         return training
@@ -117,39 +101,70 @@ class TrainingRun:
         return min(1.0, self.elapsed_s / (60 * float(config.minutes or 1)))
 
     def train_step(self, learning_rate: float) -> Losses:
-        """One optimizer step on the batch that `seed` and `step` determine."""
+        """One optimizer step on the samples that `seed` and `step` determine, of which this process takes its share.
+
+        Returns this process's part of the step's losses.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        sample = self.batch(self.step)
-        with self.accelerator.autocast():
-            cameras = None if sample["camera_mask"].all() else sample["camera_mask"]
-            seen = (sample["pixels"], sample["input_ids"], sample["state"], cameras)
-            outputs = self.model(*seen, sample["actions"], sample["mask"], self.draws)
-        losses = imitation_loss(outputs, sample["actions"], sample["mask"], sample["points"], self.point_std)
-        self.accelerator.backward(losses.total)
+        pieces = self.config.accumulate
+        first, shares = self.processes.index * pieces, self.processes.count * pieces
+        samples = [self.batch(self.step, first + i, shares) for i in range(pieces)]
+        here = sum(Counts.of(s["mask"], s["points"], s["answers"]).to_vector() for s in samples)
+        assert isinstance(here, Tensor)
+        counts = Counts.from_vector(self.processes.sum(here).to(self.processes.device))
+        found = []
+        for i, sample in enumerate(samples):
+            last = i == pieces - 1
+            with nullcontext() if last else self.processes.apart(self.model):
+                losses = self._losses(self.on_device(sample), counts, first + i)
+                # Gradients are averaged over processes, and each of these losses is a part of a sum.
+                self.accelerator.backward(losses.total * self.processes.count)
+            found.append(losses)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self.average.update(self.bare, self.step)
-        return losses
+        return found[0] if pieces == 1 else added(found)
 
-    @property
-    def draws(self) -> int:
-        """A seed for what this step's loss draws, determined by the run's seed and the step."""
-        return int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1)[0])
-
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The tensors of one step on the device."""
-        pieces = [self._tensors(part, part.mixture.batch(step)) for part in self.parts]
-        merged = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
-        merged = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in merged.items()}
-        merged["pixels"] = pixels_from_images(
-            {c.name: merged[f"image.{c.name}"] for c in self.contract.cameras}, self.bare.config.backbone.image_size
+    def _losses(self, sample: dict[str, Tensor], counts: Counts, share: int) -> Losses:
+        # All that is drawn, by a decoder's loss or a pretrained model's dropout, follows from the step and the share.
+        draws = np.random.SeedSequence([self.config.seed, self.step, *([share] if share else [])])
+        seed = int(draws.generate_state(1)[0])
+        torch.manual_seed(seed)
+        with self.accelerator.autocast():
+            outputs = self.look(sample, self.model, seed)
+        labels = (sample["actions"], sample["mask"], sample["points"])
+        return imitation_loss(
+            outputs, *labels, self.point_std, sample["answers"] if self.data.answers else None, counts
         )
-        return merged
 
-    def _tensors(self, part: Part, batch: Batch) -> dict[str, Tensor]:
+    def look(self, sample: dict[str, Tensor], model: torch.nn.Module, seed: int = 0) -> Outputs | Imitated:
+        """What a network says about samples on its device; with what follows in words where there are questions."""
+        cameras = None if sample["camera_mask"].all() else sample["camera_mask"]
+        seen = (sample["pixels"], sample["input_ids"], sample["state"], cameras)
+        outputs: Outputs | Imitated = model(
+            *seen, sample["actions"], sample["mask"], seed, answers=bool(self.data.answers)
+        )
+        return outputs
+
+    def batch(self, step: int, share: int = 0, shares: int = 1) -> dict[str, Tensor]:
+        """Share `share` of `shares` of a step's samples, on the CPU."""
+        places = [part.places(step, share, shares) for part in self.parts]
+        pieces = [
+            self.tensors(part, part.mixture.at(at)) for part, at in zip(self.parts, places, strict=True) if len(at)
+        ]
+        return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+
+    def on_device(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+        """There, and with `pixels`."""
+        moved = {key: value.to(self.processes.device, non_blocking=True) for key, value in sample.items()}
+        images = {c.name: moved[f"image.{c.name}"] for c in self.contract.cameras}
+        return moved | {"pixels": pixels_from_images(images, self.bare.config.backbone.image_size)}
+
+    def tensors(self, part: Part, batch: Batch) -> dict[str, Tensor]:
+        """A batch as the network and its losses take it, on the CPU and with images as they are."""
         actions = batch.actions
         if part.has_actions:
             actions = part.mixture.normalized(batch, "action", actions)
@@ -165,57 +180,55 @@ class TrainingRun:
             "actions": torch.from_numpy(actions),
             "mask": torch.from_numpy(mask),
             "points": torch.from_numpy(batch.points),
+            "answers": torch.from_numpy(part.answer_ids[batch.instruction_id]),
         }
 
     def save(self) -> Path:
         """Writes a checkpoint; returns its policy directory. Raises `VolarError` when the disk does not take it."""
-        from safetensors import SafetensorError
-
         root = self.config.output / "checkpoints"
-        if (root / "last").resolve().name != f"{self.step:06d}":  # a checkpoint is written once
-            try:
-                self._write(root)
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(root / ".writing", ignore_errors=True)
-                have = "the last complete one is kept" if (root / "last").exists() else "there is none before it"
-                raise VolarError(
-                    f"the checkpoint of step {self.step} could not be written to {root} ({error}); {have}: "
-                    "free some space, then continue with resume=true"
-                ) from error
+        (there,) = self.processes.agree((root / "last").resolve().name == f"{self.step:06d}")
+        if not there:  # a checkpoint is written once
+            write_checkpoint(root, self)
+            self.processes.wait()
         return root / "last" / "pretrained_model"
-
-    def _write(self, root: Path) -> None:
-        temporary = root / ".writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.average.swap(self.bare)
-        try:
-            save_policy(temporary / "pretrained_model", self.bare, self.contract, self.tokenizer)
-        finally:
-            self.average.swap(self.bare)
-        progress = {
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-            "precision": self.accelerator.mixed_precision,
-            "frames": [part.frames for part in self.parts],
-        }
-        save_training_state(temporary / "training_state", self.bare, self.optimizer.optimizer, progress)
-        publish(root, self.step, temporary, self.config.keep)
 
     def summary(self) -> str:
         frames = ", ".join(f"{part.frames} frames ({part.mixture.batch_size} a batch)" for part in self.parts)
         size = sum(p.numel() for p in self.bare.parameters()) / 1e6
-        how = self.accelerator.mixed_precision
-        return f"{self.config.stage}: {size:.2f} M parameters, {frames}, precision {how}, on {self.accelerator.device}"
+        how, where = self.accelerator.mixed_precision, str(self.processes.device)
+        if self.processes.count > 1:
+            where = f"{self.processes.count} processes ({self.processes.parallel}) of {self.processes.device.type}"
+        return f"{self.config.stage}: {size:.2f} M parameters, {frames}, precision {how}, on {where}"
 
 
-def training_contract(config: "TrainConfig", contracts: list[PolicyContract]) -> PolicyContract:
+def compute_twice(model: VolarModel) -> None:
+    """Layers keep nothing but their inputs. Raises `VolarError` where that cannot be (decoder flow, some models)."""
+    if model.config.decoder == "flow":
+        raise VolarError("gradient_checkpointing=true drops the keys and values that decoder=flow reads: leave it away")
+    network = model.backbone.model
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise VolarError(f"gradient_checkpointing=true: {error}") from error
+
+
+def added(parts: list[Losses]) -> Losses:
+    """The losses of a step from those of its parts, without their gradients."""
+    named = [part.named() for part in parts]
+    return Losses(**{name: torch.tensor(sum(found[name] for found in named)) for name in named[0]})
+
+
+def training_contract(config: "TrainConfig", data: Data) -> PolicyContract:
     """The dataset's contract with this run's chunk. Raises `ContractError` when the sources do not fit."""
-    contract = replace(contracts[0], chunk_length=config.chunk_length, execute_steps=config.execute_steps)
+    contract = data.sources[0].contract
+    contract = replace(contract, chunk_length=config.chunk_length, execute_steps=config.execute_steps)
     if config.stage == "cloning" and "action" not in contract.statistics:
         have = f"{config.dataset} holds no action statistics"
         raise ContractError(f"{have}: cloning needs demonstrations (stage=grounding does not)")
-    for other in contracts[1:]:
-        require_same_inputs(other, contract, config.scenes)
+    for source, where in ((data.scenes, config.scenes), (data.questions, config.questions)):
+        if source is not None:
+            require_same_inputs(source.contract, contract, where)
     return contract
 
 
@@ -227,20 +240,3 @@ def require_same_inputs(a: PolicyContract, b: PolicyContract, where: Path | None
     found = differences(b, a, ignore=ignore)
     if found:
         raise ContractError(f"{where} does not fit the dataset: " + "; ".join(map(str, found)))
-
-
-def choose_precision(wanted: str) -> str:
-    """`auto`: bf16 where a matrix product of the training's size is at least 1.5x faster in it, else fp32."""
-    if wanted != "auto":
-        return "bf16" if wanted == "bf16" else "no"
-    import time
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    for _ in range(20):  # in turn, and the best of each: other processes disturb both alike
-        for dtype in best:
-            a, b = torch.ones(4096, 128, dtype=dtype, device=device), torch.ones(128, 256, dtype=dtype, device=device)
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return "bf16" if best[torch.bfloat16] * 1.5 < best[torch.float32] else "no"

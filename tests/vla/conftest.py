@@ -1,6 +1,7 @@
 """A small real dataset on disk (a frame cache with its contract), and a small network that fits it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from volar.datasets.frame_cache import FrameCache
+from volar.datasets.questions import write_answers
 from volar.datasets.statistics import action_mask, field_statistics
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.fr3 import FR3
@@ -15,6 +17,7 @@ from volar.robots.interface import Observation
 from volar.vla.backbone import BackboneConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.modeling_volar import VolarModel
+from volar.vla.train import TrainConfig
 
 IMAGE = 32
 TEXTS = ("lift the red block", "put the blue block on the plate")
@@ -63,6 +66,31 @@ def dataset(tmp_path: Path) -> Path:
     cache, contract = frames(64)
     cache.save(tmp_path / "dataset", contract)
     return tmp_path / "dataset"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Pictures of one colour each, and what colour that is: 96 of two colours."""
+    cache, contract = frames(96)
+    truth = np.arange(96) % 2
+    images = {name: np.zeros_like(pictures) for name, pictures in cache.images.items()}
+    for pictures in images.values():
+        pictures[truth == 0, ..., 0] = pictures[truth == 1, ..., 2] = 200
+    ends = np.arange(1, 97)  # a scene is an episode of its own
+    changes = {"images": images, "instruction_id": truth.astype(np.int32), "episode_end": ends}
+    asked = replace(cache, **changes, points=np.full_like(cache.points, np.nan), instructions=("what color is it",) * 2)
+    asked.save(tmp_path / "questions", contract)
+    write_answers(tmp_path / "questions", ["red", "blue"], ["color", "color"])
+    return tmp_path / "questions"
+
+
+@pytest.fixture
+def settings(dataset: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """`settings(steps=3)`: those of a short training run in `tmp_path`, with changes."""
+    base = TrainConfig(
+        dataset=dataset, output=tmp_path / "run", steps=6, batch_size=8, warmup_steps=2, precision="fp32", threads=1
+    )
+    return lambda **changes: replace(base, **changes)
 
 
 @pytest.fixture(scope="session")

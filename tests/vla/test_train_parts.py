@@ -1,0 +1,134 @@
+"""A step is the same step, in one piece or several, in one process or two, whole weights or shares of them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from volar.robots.errors import UsageError, VolarError
+from volar.vla.checkpoint_policy import load_parts
+from volar.vla.processes import Processes
+from volar.vla.train import TrainConfig, train
+from volar.vla.training_data import answer_id
+from volar.vla.training_run import TrainingRun
+
+Settings = Callable[..., TrainConfig]
+RATE = 1e-3
+
+
+def moments(training: TrainingRun) -> dict[str, np.ndarray]:
+    """First moments of the gradients: after one step a tenth of them, clipped."""
+    names = {parameter: name for name, parameter in training.bare.named_parameters()}
+    return {names[p]: state["exp_avg"].numpy() for p, state in training.optimizer.state.items()}
+
+
+def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    scale = max(float(np.abs(value).max()) for value in a.values())
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("decoder", ["parallel", "autoregressive"])
+def test_pieces_add_up_to_the_step(settings: Settings, dataset: Path, questions: Path, decoder: str) -> None:
+    """Also where they are of unequal size, and one has no question: masked means are of the whole step."""
+    config = settings(batch_size=13, scenes=dataset, questions=questions, decoder=decoder)
+    whole, pieces = TrainingRun.start(config), TrainingRun.start(settings(**vars(config) | {"accumulate": 5}))
+    seen = torch.cat([pieces.batch(0, i, 5)["state"] for i in range(5)])
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, whole.batch(0)["state"].tolist()))
+    assert any((pieces.batch(0, i, 5)["answers"] < 0).all() for i in range(5))
+    a, b = whole.train_step(RATE), pieces.train_step(RATE)
+    assert a.named().keys() == b.named().keys() >= {"total", "action", "answer"}
+    for name, value in a.named().items():
+        assert b.named()[name] == pytest.approx(value, rel=1e-4), name
+    assert_close(moments(whole), moments(pieces))
+
+
+def test_recomputed_layers_give_the_same_gradients(settings: Settings) -> None:
+    found = {}
+    for again in (False, True):
+        training = TrainingRun.start(settings(gradient_checkpointing=again))
+        calls: list[int] = []
+        layer = training.bare.backbone.language_model.layers[0].mlp
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        loss = training.train_step(RATE).named()
+        found[again] = (loss, moments(training), len(calls))
+    assert found[True][0] == pytest.approx(found[False][0])
+    assert_close(found[False][1], found[True][1])
+    assert (found[False][2], found[True][2]) == (1, 2)  # it did compute them twice
+    with pytest.raises(VolarError, match="decoder=flow"):
+        TrainingRun.start(settings(gradient_checkpointing=True, decoder="flow"))
+
+
+def launch(words: list[str], config: TrainConfig, **changes: object) -> None:
+    """`volar-train` in two processes on this machine."""
+    names = ("dataset", "scenes", "questions", "steps", "batch_size", "warmup_steps", "precision", "threads", "width")
+    given = {name: getattr(config, name) for name in (*names, "layers", "validation", "output", "resume")} | changes
+    settings = [f"{name}={value}".replace("True", "true") for name, value in given.items() if value is not None]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    command = [str(Path(sys.executable).with_name(words[0])), *words[1:], "-m", "volar.vla.train", *settings]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("policy: ") == 1  # one of them speaks
+
+
+LAUNCHERS = {
+    "ddp": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    "fsdp": ["torchrun", "--standalone", "--nproc_per_node", "2"],
+}
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(
+    settings: Settings, dataset: Path, questions: Path, tmp_path: Path, parallel: str
+) -> None:
+    """And what they leave is read, and gone on with, by one."""
+    config = settings(scenes=dataset, questions=questions, steps=3, batch_size=9, width=32, layers=2, validation=0.2)
+    train(settings(**vars(config) | {"output": tmp_path / "one"}))
+    launch(LAUNCHERS[parallel], config, parallel=parallel, accumulate=1 + (parallel == "ddp"))
+    one, two = ((tmp_path / name / "checkpoints" / "last") for name in ("one", "run"))
+    states = [load_file(folder / "training_state" / "state.safetensors") for folder in (one, two)]
+    for part in ("exp_avg.", "exp_avg_sq."):
+        assert_close(*({name: v for name, v in state.items() if name.startswith(part)} for state in states))
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "run")]
+    for name in ("total", "action", "answer", "place"):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-3), name
+    assert {name for name in rows[0] if "/" in name} == {name for name in rows[1] if "/" in name}
+    load_parts(two / "pretrained_model")
+    train(settings(**vars(config) | {"steps": 4, "resume": True}))
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "000004"
+
+
+def test_launchers_that_do_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(UsageError, match="parallel=fsdp"):
+            Processes()
+    with monkeypatch.context() as patch:  # as `accelerate launch --num_processes 2` leaves it without GPUs
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        with pytest.raises(UsageError, match="--multi_gpu"):
+            Processes()
+
+
+def test_settings_of_several_processes(settings: Settings) -> None:
+    for wrong in ({"accumulate": 0}, {"parallel": "fsdp", "tokenizer": "fast", "validation": 0.1}, {"validation": 1.0}):
+        with pytest.raises(UsageError):
+            settings(**wrong)
+    with pytest.raises(VolarError, match="batch_size 8 for 9 parts"):
+        TrainingRun.start(settings(accumulate=9))
+
+
+def test_an_answer_is_one_word(settings: Settings) -> None:
+    tokenizer = TrainingRun.start(settings()).tokenizer
+    assert tokenizer.encode(["is it red"])[0, 3] == answer_id(tokenizer, "red")
+    with pytest.raises(VolarError, match="'dark red' is 2 tokens"):
+        answer_id(tokenizer, "dark red")

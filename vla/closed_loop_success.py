@@ -1,0 +1,82 @@
+"""Success in closed loop while training: `volar-evaluate`, another process, on the checkpoint of the moment.
+
+The model does not know the simulator; what it knows is a verb and the results.json that it leaves. Every evaluation
+runs the same scenes (the verb's seed), so that its rates can be compared. It takes the time of the training, which
+stands still meanwhile.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volar.robots.errors import VolarError
+
+if TYPE_CHECKING:
+    from volar.vla.train import TrainConfig
+    from volar.vla.training_run import TrainingRun
+
+FOLDER = "evaluations"
+_USAGE = 2  # exit code of settings that are wrong
+
+
+@dataclass(frozen=True)
+class ClosedLoopSuccess:
+    """`every_steps`: how often it is due."""
+
+    training: "TrainingRun"
+    verb: str
+    every_steps: int
+
+    @staticmethod
+    def of(config: "TrainConfig", training: "TrainingRun") -> "ClosedLoopSuccess | None":
+        """None where it is not wanted. Raises `VolarError` when there is no such verb."""
+        if config.evaluate_every_steps is None:
+            return None
+        beside = Path(sys.executable).with_name("volar-evaluate")
+        verb = str(beside) if beside.is_file() else shutil.which("volar-evaluate")
+        if verb is None:
+            raise VolarError("evaluate_every_steps needs the verb volar-evaluate, which is not on the PATH")
+        return ClosedLoopSuccess(training, verb, config.evaluate_every_steps)
+
+    def measure(self) -> dict[str, Any]:
+        """`success/rate`, its Wilson interval and `success/TASK`, of the policy as it is; saves a checkpoint.
+
+        An evaluation that fails is told of and does not end the training, unless its settings are wrong: then raises
+        `VolarError`. Called in all processes; the first one measures.
+        """
+        policy, processes = self.training.save(), self.training.processes
+        found = self._evaluate(policy) if processes.first else {}
+        processes.wait()
+        return found
+
+    def _evaluate(self, policy: Path) -> dict[str, Any]:
+        config, step = self.training.config, self.training.step
+        output = config.output / FOLDER / f"{step:06d}"
+        command = [self.verb, f"policy={policy.resolve()}", f"robot={self.training.contract.robot}"]
+        command += [f"episodes={config.evaluate_episodes}", "wrong_instruction=false", "videos=0"]
+        command += [f"tasks={','.join(config.evaluate_tasks)}"] if config.evaluate_tasks else []
+        done = subprocess.run(
+            [*command, f"output={output}", "overwrite=true"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+            if done.returncode == _USAGE:
+                raise VolarError(f"evaluate_every_steps: {said}")
+            print(f"step {step} could not be evaluated: {said}", file=sys.stderr, flush=True)
+            return {"success/error": said}
+        results = json.loads((output / "results.json").read_text())
+        overall = results["overall"]
+        low, high = overall["wilson95"]
+        rates = {f"success/{task}": found["success_rate"] for task, found in results["tasks"].items()}
+        print(f"step {step}: success {overall['success_rate']:.1%} [{low:.1%}, {high:.1%}]", flush=True)
+        return {
+            "success/rate": overall["success_rate"],
+            "success/wilson95_low": low,
+            "success/wilson95_high": high,
+            "success/episodes": overall["episodes"],
+            **rates,
+        }
