@@ -91,6 +91,7 @@ NOTICED = {
     "a camera too few",
     "channels first",
     "an alpha channel",
+    "float64 state",
     "a batch dimension",
     "state too short",
 }
