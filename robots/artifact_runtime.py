@@ -115,6 +115,15 @@ def available_providers() -> list[str]:
     return [name for name, theirs in PROVIDERS.items() if theirs in found]
 
 
+def describe() -> str:
+    """ONNX Runtime's version, what it offers, and what an artifact runs on. Raises `RuntimeFailure`."""
+    import onnxruntime
+
+    asked, available = os.environ.get(PROVIDER_VARIABLE, AUTO), available_providers()
+    chosen = choose_provider(asked, available)[0]
+    return f"{onnxruntime.__version__} with {', '.join(available)}; {PROVIDER_VARIABLE}={asked} takes {chosen}"
+
+
 def choose_provider(asked: str, available: Sequence[str]) -> list[str]:
     """ONNX Runtime's providers, the preferred first. Raises `RuntimeFailure` naming what there is."""
     if asked == AUTO:

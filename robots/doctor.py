@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.robots.artifact_runtime import PROVIDER_VARIABLE
 from volar.robots.command_line import run
 
 Status = Literal["ok", "optional", "broken"]
@@ -125,10 +126,11 @@ def check_ros2() -> Check:
 
 
 def check_onnxruntime() -> Check:
-    ok, said = _python("import onnxruntime as o; print(o.__version__, *o.get_available_providers())")
+    ok, said = _python("from volar.robots.artifact_runtime import describe; print(describe())")
     if ok:
         return Check("onnxruntime", "ok", said)
-    return Check("onnxruntime", "broken", said, "pip install onnxruntime")
+    fix = "unset it, or name one that is there" if PROVIDER_VARIABLE in said else "pip install onnxruntime"
+    return Check("onnxruntime", "broken", said, fix)
 
 
 def check_lerobot() -> Check:
