@@ -123,7 +123,8 @@ def judge(
     """One line of the report: broken where the topic is silent or brings what the policy cannot use."""
     name = f"topic {wanted.topic}"
     if not heard.times_s:
-        said = "silent" if heard.newest is None else f"came, and then nothing for {end_s - start_s:.1f} s"
+        topic = node.resolve_topic_name(wanted.topic)
+        said = f"{topic} is silent" if heard.newest is None else f"came, and then nothing for {end_s - start_s:.1f} s"
         return Check(name, "broken", said, _where_else(wanted, published, node))
     rate_hz = len(heard.times_s) / (end_s - start_s)
     gap_s = float(np.diff([start_s, *heard.times_s, end_s]).max())

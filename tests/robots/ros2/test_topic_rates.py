@@ -65,7 +65,7 @@ def test_the_fix_of_a_silent_topic_is_named(
 ) -> None:
     publish(compressed=True)
     check = listen(None)["front/image_raw"]
-    assert (check.status, check.found) == ("broken", "silent")
+    assert (check.status, check.found) == ("broken", "/front/image_raw is silent")
     assert "image_transport:=compressed" in check.fix
 
     publish(prefix="left/")  # the same arm in a namespace
