@@ -68,7 +68,10 @@ def input_names(policy: "TorchPolicy") -> list[str]:
 
 def write_package(policy: "TorchPolicy", path: Path) -> None:
     """Compiles the graph ahead of time for this processor, weights inside; takes half a minute for the tiny model."""
+    import logging
+
     import torch
+    from rich.console import Console
     from torch._inductor import aoti_compile_and_package
 
     from volar.robots.artifact_runtime import SIGNATURE_KEY
@@ -80,7 +83,8 @@ def write_package(policy: "TorchPolicy", path: Path) -> None:
         "cpp.dynamic_threads": True,  # else the number of threads of this process would be in the code
         "aot_inductor.metadata": {SIGNATURE_KEY: json.dumps(shapes)},
     }
-    with warnings.catch_warnings(), torch.no_grad():
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it would say that there is no CUDA
+    with warnings.catch_warnings(), torch.no_grad(), Console().status("compiling"):
         warnings.simplefilter("ignore")
         program = torch.export.export(module, example)
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
