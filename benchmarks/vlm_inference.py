@@ -4,7 +4,7 @@
 
 Random weights in the dimensions of SmolVLM2, one image of 512 x 512. `generate`: prefill of the image and the
 instruction, and seven tokens, as eager float32 of `transformers`. Ours: the same backbone as a policy of this package,
-seven numbers token by token or a chunk of 8 x 7 at once, from the checkpoint and from the exported artifact. All are asked
+seven numbers token by token or a chunk of 8 x 7 at once, from the checkpoint and the exported artifact. All are asked
 in turn, round by round, one process at a time, so that a busy machine is busy for all.
 """
 

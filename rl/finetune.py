@@ -52,6 +52,10 @@ class FinetuneConfig:
     learning_rate: float = field(default=2e-4, metadata={"help": "of the policy"})
     target_kl: float = field(default=0.03, metadata={"help": "divergence of a token in one update, at most about"})
     reference_weight: float = field(default=0.003, metadata={"help": "of the divergence from the cloned policy"})
+    reward_weight: float = field(
+        default=1.0,
+        metadata={"help": "of what was earned; 0: no RL, what demonstrations= and pointing_weight= do alone"},
+    )
     max_kl: float = field(default=3.0, metadata={"help": "divergence of a token from the cloned policy that ends it"})
     temperature: float = field(default=0.3, metadata={"help": "of the tokens that are tried out"})
     kernel_bins: float = field(default=3.0, metadata={"help": "how much wider than the policy's own tokens they are"})
@@ -88,7 +92,8 @@ class FinetuneConfig:
         for name in ("episodes", "evaluate_every", "evaluation_episodes", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, is {getattr(self, name)}")
-        for name in ("seed", "workers", "critic_updates", "report_episodes", "pointing_weight", "imitation_weight"):
+        counts = ("seed", "workers", "critic_updates", "report_episodes")
+        for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, is {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
@@ -98,6 +103,8 @@ class FinetuneConfig:
             raise UsageError(f"group={self.group} must be from 2 to episodes={self.episodes}")
         if self.pointing_weight and self.trains != "all":
             raise UsageError(f"pointing_weight={self.pointing_weight} needs trains=all: pointing is the trunk's")
+        if not self.reward_weight and not self.pointing_weight and self.demonstrations is None:
+            raise UsageError("reward_weight=0 leaves nothing to learn from: give demonstrations= or pointing_weight=")
         if self.ray_address and self.rollouts != "ray":
             raise UsageError(f"ray_address={self.ray_address} is for rollouts=ray")
         if self.resume and self.overwrite:

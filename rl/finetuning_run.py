@@ -59,6 +59,7 @@ class FinetuningRun:
             learning_rate=config.learning_rate,
             target_kl=config.target_kl,
             reference_weight=config.reference_weight,
+            reward_weight=config.reward_weight,
         )
         self._pointing = Pointing() if config.pointing_weight else None
         self.learner = Learner(self.policy, update, self._auxiliaries())

@@ -23,8 +23,8 @@ _ROWS = 256  # of a pass without gradients
 @dataclass(frozen=True)
 class UpdateConfig:
     """`clip`: of a token's probability ratio; `target_kl`: of tokens from those the batch was drawn with, at which the
-    epochs end; `reference_weight`: of the divergence from the cloned policy; `value_epochs`: of the critic, which
-    trains apart. `learning_rate`: of the VLA's own parameters."""
+    epochs end; `reference_weight`: of the divergence from the cloned policy; `reward_weight`: of what was earned, 0
+    leaves reinforcement out; `value_epochs`: of the critic, which trains apart. `learning_rate`: of the VLA's own."""
 
     learning_rate: float = 2e-4
     value_learning_rate: float = 1e-3
@@ -34,6 +34,7 @@ class UpdateConfig:
     clip: float = 0.2
     target_kl: float = 0.03
     reference_weight: float = 0.003
+    reward_weight: float = 1.0
     gradient_norm: float = 1.0
 
 
@@ -130,7 +131,7 @@ class Learner:
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         gain = (torch.minimum(ratio * advantage, clipped * advantage) * weight).sum() / count
         reference = ((logp.exp() * (logp - part.reference)).sum(-1) * weight).sum() / count
-        loss = config.reference_weight * reference - gain
+        loss = config.reference_weight * reference - config.reward_weight * gain
         for share, auxiliary in self.auxiliaries:
             loss = loss + share * auxiliary.loss(policy, rng)
         self.optimizer.zero_grad()

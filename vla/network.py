@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from volar.datasets.mixture import Source
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import UsageError, VolarError
@@ -12,7 +15,7 @@ from volar.vla.adapters import PARTS, adapt, merge
 from volar.vla.backbone import BackboneConfig, VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.families import FAMILIES
-from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.instruction_tokenizer import WORDS, InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def make_network(config: "TrainConfig", contract: PolicyContract, sources: list[
     """The network of a new run's settings. Raises `VolarError` for settings that do not go together."""
     chosen = {name: value for name in CHOSEN if (value := getattr(config, name)) is not None}
     if config.init is not None:
-        return _from_policy(config, contract, chosen)
+        return _from_policy(config, contract, chosen, sources)
     actions: ActionTokenizer = UniformBins(BINS)
     if config.tokenizer != "bins":
         from volar.vla.tokenizer_data import train_tokenizer
@@ -102,8 +105,13 @@ def _from_pretrained(
     return Network(model, with_prompt(contract, found.config), found.tokenizer)
 
 
-def _from_policy(config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any]) -> Network:
-    """Another policy's weights; what its decoder lacks, and the queries of another chunk length, are new."""
+def _from_policy(
+    config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any], sources: list[Source]
+) -> Network:
+    """Another policy's weights; what its decoder lacks, and the queries of another chunk length, are new.
+
+    A `tiny` of bins (a grounding stage, too) may go on with another tokenizer, whose tokens begin at random.
+    """
     from volar.robots.policies import find_policy
     from volar.vla.checkpoint_policy import load_parts
     from volar.vla.training_run import require_same_inputs
@@ -112,21 +120,30 @@ def _from_policy(config: "TrainConfig", contract: PolicyContract, chosen: dict[s
     before, theirs, words = load_parts(find_policy(config.init))
     require_same_inputs(theirs, contract, config.init)
     backbone = before.config.backbone
-    has: dict[str, str | int] = {"backbone": backbone.name, "tokenizer": before.config.tokenizer}
-    has["image_size"] = backbone.image_size
+    has: dict[str, str | int] = {"backbone": backbone.name, "image_size": backbone.image_size}
     if isinstance(backbone, BackboneConfig):
         has |= {"width": backbone.width, "layers": backbone.layers}
     else:
         _require_no_dimensions(config, str(config.init))
+    if before.config.tokenizer != "bins" or not isinstance(backbone, BackboneConfig):
+        has["tokenizer"] = before.config.tokenizer
     for name, value in has.items():
         if getattr(config, name) not in (None, value):
             raise VolarError(f"{config.init} has {name}={value}, not {getattr(config, name)}")
+    actions = before.tokenizer
+    if config.tokenizer != before.config.tokenizer:
+        from volar.vla.tokenizer_data import train_tokenizer
+
+        actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
+        chosen = chosen | {"tokenizer": config.tokenizer, "action_tokens": actions.size}
     wanted = replace(before.config, **chosen)
     merge(before)
     plain = replace(wanted, vision="full", connector="full", language="full")
     keep = None if isinstance(backbone, BackboneConfig) else before.backbone
-    model = VolarModel(plain, contract, keep, before.tokenizer)
+    model = VolarModel(plain, contract, keep, actions)
     fresh, old = model.state_dict(), before.state_dict()
+    if actions is not before.tokenizer:
+        old = {name: _words_kept(value, fresh.get(name, value)) for name, value in old.items()}
     weights = {
         name: old[name] if name in old and old[name].shape == fresh[name].shape else fresh[name] for name in fresh
     }
@@ -137,6 +154,13 @@ def _from_policy(config: "TrainConfig", contract: PolicyContract, chosen: dict[s
     model.config = wanted
     adapt(model.backbone, wanted)
     return Network(model, with_prompt(contract, backbone), words)
+
+
+def _words_kept(old: Tensor, fresh: Tensor) -> Tensor:
+    """Embeddings of the words before those of other action tokens; any other weight as it is."""
+    if old.shape == fresh.shape or old.ndim != 2 or old.shape[0] != WORDS + BINS or old.shape[1:] != fresh.shape[1:]:
+        return old
+    return torch.cat([old[:WORDS], fresh[WORDS:]])
 
 
 def _require_no_dimensions(config: "TrainConfig", whose: str) -> None:

@@ -41,7 +41,7 @@ class CommandOutput:
         kind: Any = JointTrajectory if self._stamped else Float64MultiArray
         topic = (settings.trajectory_topic or spec.trajectory_topic) if self._stamped else settings.position_topic
         self._arm = self._publisher(kind, topic)
-        self._gripper, self._action = None, None
+        self._gripper, self._action, self._closed = None, None, False
         if _gripper_by_action(settings):
             self._action = _GripperAction(node, spec, settings.gripper_action or spec.gripper_action)
         else:
@@ -57,6 +57,13 @@ class CommandOutput:
 
         events = PublisherEventCallbacks(incompatible_qos=incompatible)
         return self._node.create_lifecycle_publisher(kind, topic, COMMANDS, event_callbacks=events)
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Who must be there before the first command: a stream that is heard from its middle begins with a jump."""
+        if self._closed or self._arm.get_subscription_count():
+            return ()
+        return (f"a subscriber of {self._arm.topic_name}",)
 
     def send(self, command: JointCommand) -> None:
         """`Ros2Body`'s `publish`."""
@@ -87,6 +94,7 @@ class CommandOutput:
 
     def close(self) -> None:
         """Takes the publishers off the node."""
+        self._closed = True
         for publisher in filter(None, (self._arm, self._gripper)):
             self._node.destroy_lifecycle_publisher(publisher)
         if self._action is not None:

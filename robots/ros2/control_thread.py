@@ -28,6 +28,7 @@ class ControlThread:
 
     `started`: everything it waited for has come, and it ticks. `reason`: why the arm brakes or rests, None while it
     follows the policy. `error`: what ended it by itself, an empty string otherwise. `on_tick`: for each report.
+    `listeners`: who must hear the first command and does not yet.
     `last_error`: the latest thing that a tick survived: what a camera, the body or the policy raised.
     """
 
@@ -40,6 +41,7 @@ class ControlThread:
         changed: Callable[[], None],
         recorder: Recorder | None = None,
         on_tick: Callable[[TickReport], None] | None = None,
+        listeners: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self.loop, self.body, self.source, self.clock, self.recorder = loop, body, source, clock, recorder
         self.started, self.real_time = False, False
@@ -48,7 +50,7 @@ class ControlThread:
         self.last_refused: str | None = None
         self.ticks = 0
         self.period_error_s = RollingPercentile(PERIODS)
-        self._changed, self._on_tick = changed, on_tick
+        self._changed, self._on_tick, self._listeners = changed, on_tick, listeners
         self._leaving = threading.Event()
         self._requests: SimpleQueue[tuple[Callable[[], None], Future[str | None]]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="volar-control", daemon=True)
@@ -75,7 +77,7 @@ class ControlThread:
     def waits_for(self) -> tuple[str, ...]:
         """What must come before the first tick: an arm that was told nothing does not move."""
         told = () if self.loop.instruction else ("an instruction",)
-        return (*self.clock.waits_for, *self.body.waits_for, *told)
+        return (*self.clock.waits_for, *self.body.waits_for, *self._listeners(), *told)
 
     @property
     def ticking(self) -> bool:

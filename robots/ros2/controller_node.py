@@ -140,8 +140,17 @@ class ControllerNode(LifecycleNode):
         result = super().on_activate(state)
         self._body.forget()
         self._source.reset()  # nothing of a motion before, where a policy remembers any
+        output = self._output
+        assert output is not None
         self.thread = ControlThread(
-            self._loop, self._body, self._source, clock, self._changed.trigger, recorder, self._on_tick
+            self._loop,
+            self._body,
+            self._source,
+            clock,
+            self._changed.trigger,
+            recorder,
+            self._on_tick,
+            lambda: output.waits_for,
         )
         self.thread.start()
         return result

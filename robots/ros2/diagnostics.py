@@ -24,7 +24,8 @@ def report(name: str, node_state: str, thread: "ControlThread | None", body: "Ro
         values |= figures(thread)
     if body is not None:
         values |= {f"problem with {topic}": what for topic, what in sorted(body.problems.copy().items())}
-    if waits_for := thread.waits_for if thread is not None else body.waits_for if body is not None else ():
+    waiting = body if thread is None else None if thread.started else thread
+    if waiting is not None and (waits_for := waiting.waits_for):
         values["waits for"] = ", ".join(waits_for)
     status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
     return DiagnosticArray(status=[status])

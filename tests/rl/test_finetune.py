@@ -127,6 +127,7 @@ def test_outputs_are_not_overwritten_by_accident(run: Path, policy_folder: Path,
         ({"temperature": 0.0}, "temperature"),
         ({"ray_address": "auto"}, "rollouts=ray"),
         ({"reward": "spares"}, "sparse"),
+        ({"reward_weight": 0.0}, "nothing to learn from"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], says: str, policy_folder: Path, tmp_path: Path) -> None:

@@ -113,6 +113,19 @@ def test_the_reference_holds_the_policy_back(small: SimpleNamespace) -> None:
     assert found[1] < 0.5 * found[0]
 
 
+def test_without_a_weight_reward_teaches_nothing(small: SimpleNamespace) -> None:
+    moved = []
+    for weight in (1.0, 0.0):
+        torch.manual_seed(0)
+        policy = small.policy()
+        before = torch.cat([p.detach().flatten() for p in policy.actor_parameters])
+        learner = Learner(policy, UpdateConfig(reward_weight=weight, reference_weight=0.0))
+        ppo_update(learner, episodes_of(small, policy), np.random.default_rng(0), 0.99)
+        moved.append(float((torch.cat([p.detach().flatten() for p in policy.actor_parameters]) - before).abs().max()))
+    assert moved[0] > 0
+    assert moved[1] == 0
+
+
 def test_explained_variance() -> None:
     returns = np.array([0.0, 1.0, 2.0])
     assert explained_variance(returns, returns) == 1.0

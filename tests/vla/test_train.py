@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_format import load_contract
 from volar.robots.errors import UsageError, VolarError
+from volar.vla.checkpoint_policy import load_parts
+from volar.vla.instruction_tokenizer import WORDS
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_loop import learning_rate
 from volar.vla.training_run import TrainingRun
@@ -129,6 +132,19 @@ def test_cloning_starts_from_grounding(settings: Settings, dataset: Path, tmp_pa
     train(settings(init=tmp_path / "grounding", scenes=dataset, steps=1))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 1
+
+
+def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, tmp_path: Path) -> None:
+    """Grounding knows bins only; FAST's tokens, and the end of a chunk, begin at random beside the words it learned."""
+    train(settings(stage="grounding", steps=2, output=tmp_path / "grounding"))
+    train(settings(init=tmp_path / "grounding", decoder="autoregressive", tokenizer="fast", steps=1))
+    last = Path("checkpoints") / "last" / "pretrained_model"
+    grounded, cloned = (load_parts(tmp_path / run / last)[0] for run in ("grounding", "run"))
+    assert (cloned.config.tokenizer, cloned.vocabulary_size) == ("fast", WORDS + cloned.config.action_tokens + 1)
+    words = [model.backbone.embed_words(torch.arange(WORDS)) for model in (grounded, cloned)]
+    assert 0 < (words[0] - words[1]).abs().max() < 0.01
+    with pytest.raises(VolarError, match="has tokenizer=fast, not bins"):
+        train(settings(init=tmp_path / "run", decoder="autoregressive", output=tmp_path / "again"))
 
 
 def test_settings_that_make_no_sense(settings: Settings) -> None:

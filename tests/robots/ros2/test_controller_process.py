@@ -152,3 +152,15 @@ def test_what_cannot_start_says_why_in_a_line(network: Any, arguments: list[str]
     assert done.returncode == code, done.stderr
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_it_waits_for_somebody_who_hears_the_commands(stage: Stage) -> None:
+    """Nothing is said into the void: the first command that is heard is the first one that was sent."""
+    topic = "/elsewhere/joint_trajectory"
+    arm, controller = stage(autostart="true", trajectory_topic=topic, **PATIENT)
+    arm.run()
+    controller.until(lambda: controller.values.get("waits for") == f"a subscriber of {topic}")
+    heard: list[JointTrajectory] = []
+    arm.client.node.create_subscription(JointTrajectory, topic, heard.append, 100)
+    controller.until(lambda: len(heard) > 20)
+    np.testing.assert_allclose(heard[0].points[0].positions, FR3.home, atol=1e-5)
