@@ -22,7 +22,7 @@ import numpy as np
 from volar.robots.interface import Observation, Policy
 
 WARM_UP = 50
-BACKENDS = ("PyTorch eager", "PyTorch compiled", "ONNX Runtime fp32", "ONNX Runtime int8")
+BACKENDS = ("PyTorch eager", "PyTorch compiled", "AOTInductor", "ONNX Runtime fp32", "ONNX Runtime int8")
 
 
 def observations(policy: Policy, count: int = 16) -> list[Observation]:
@@ -40,8 +40,8 @@ def observations(policy: Policy, count: int = 16) -> list[Observation]:
 
 
 def load(backend: str, folder: Path, threads: int) -> Policy:
-    """The policy of `folder`: a checkpoint for PyTorch, an artifact for ONNX Runtime."""
-    if backend.startswith("ONNX"):
+    """The policy of `folder`: a checkpoint for PyTorch, an artifact for the others."""
+    if not backend.startswith("PyTorch"):
         from volar.robots.exported_policy import ExportedPolicy
 
         return ExportedPolicy(folder, threads=threads)
@@ -122,6 +122,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from volar.robots.errors import VolarError
     from volar.robots.policies import default_policy, find_policy
     from volar.vla.export import ExportConfig, export
 
@@ -130,6 +131,11 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     for precision in ("fp32", "int8"):
         places[f"ONNX Runtime {precision}"] = folder / precision
         export(ExportConfig(policy=policy, output=folder / precision, precision=precision))  # type: ignore[arg-type]
+    places["AOTInductor"] = folder / "pt2"
+    try:
+        export(ExportConfig(policy=policy, output=folder / "pt2", format="pt2"))
+    except VolarError as error:  # no compiler, for one; its row says that it does not run
+        print(f"AOTInductor: {error}", file=sys.stderr)
     floor = in_process("floor", policy, options)
     table = Table(title=f"{policy.name}: one chunk, batch 1, {options.threads} thread(s), {options.repeats} repeats")
     for column in ("", "p50 [ms]", "p99 [ms]", "eager's p50 /", "/ floor", "resident [MB]"):

@@ -1,7 +1,8 @@
 """`volar-doctor`: what this machine can do, and what to do about what it cannot.
 
-With an artifact, also loads it, checks its hashes and contract and replays its golden set. Exit code 1 when
-something that Volar needs does not work; a GPU and ROS 2 are optional.
+With an artifact, also loads it, checks its hashes and contract and replays its golden set. With robot=ros2/..., also
+listens to the robot's topics: do they come as often, and in the size, as the policy wants? Exit code 1 when something
+that Volar needs does not work or a topic is silent; a GPU and ROS 2 are optional.
 """
 
 import importlib.metadata
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,32 +21,56 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.robots.artifact_runtime import PROVIDER_VARIABLE
 from volar.robots.command_line import run
+from volar.robots.errors import UsageError, VolarError
 
 Status = Literal["ok", "optional", "broken"]
 
 TIMER_HZ = 100.0  # the control loop's rate
 TIMER_P99_MS = 2.0  # the control loop's target for its period error
+MAX_LISTENING_S = 600.0
+ROS2 = "ros2/"
 FREE_GIB = 5.0  # a demo's data set, checkpoints and caches
 MEMORY_GIB = 4.0  # training the tiny model beside a rendering process
+EXAMPLES = (
+    "volar-doctor",
+    "volar-doctor runs/demo/artifact",
+    "volar-doctor robot=ros2/fr3 runs/demo/artifact seconds=10",
+    "volar-doctor robot=ros2/fr3 --ros-args -r front/image_raw:=/camera/color/image_raw",
+)
 
-# Rendering happens in a process of its own: a broken driver may abort the process, not raise.
+# Rendering happens in a process of its own: a broken driver may abort the process, not raise. The rates are those of
+# one simulated camera that sees the FR3 on a floor, with the simulator's quality; its scenes hold more and take longer.
 _RENDER = """
-import os
+import os, time
 os.environ.setdefault("MUJOCO_GL", "egl")
 import mujoco
-model = mujoco.MjModel.from_xml_string(
-    "<mujoco><worldbody><light pos='0 0 2'/><geom type='box' size='.1 .1 .1' rgba='1 0 0 1'/></worldbody></mujoco>")
+from volar.robots.fr3 import add_to
+spec = mujoco.MjSpec()
+spec.worldbody.add_light(pos=[0, 0, 2])
+spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[3, 3, 0.1])
+add_to(spec)
+spec.visual.quality.shadowsize = spec.visual.quality.offsamples = 0
+spec.visual.global_.offwidth = spec.visual.global_.offheight = 512
+model = spec.compile()
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 64, 64)
-renderer.update_scene(data)
-image = renderer.render()
-from OpenGL import GL
-assert image[..., 0].max() > 50 and image.std() > 1, "the frame is empty"
-driver = GL.glGetString(GL.GL_RENDERER).decode()
-renderer.close()
-print(driver, "through", os.environ["MUJOCO_GL"], flush=True)
+rates = []
+for size in (96, 512):
+    renderer = mujoco.Renderer(model, size, size)
+    times = []
+    while len(times) < 5 or sum(times) < 0.3 and len(times) < 100:
+        start = time.perf_counter()
+        renderer.update_scene(data)
+        image = renderer.render()
+        times.append(time.perf_counter() - start)
+    assert image.max() > 50 and image.std() > 1, "the frame is empty"
+    rates.append(f"{1 / sorted(times)[len(times) // 2]:.0f} frames/s at {size}x{size}")
+    from OpenGL import GL
+    driver = GL.glGetString(GL.GL_RENDERER).decode()
+    renderer.close()
+print(driver, "through", os.environ["MUJOCO_GL"] + ",", ", ".join(rates), flush=True)
 os._exit(0)  # OpenGL's finalizers complain at exit
 """
 
@@ -63,11 +88,17 @@ class Check:
 @dataclass(frozen=True)
 class DoctorConfig:
     artifact: Path | None = field(default=None, metadata={"help": "an exported artifact to load and verify"})
+    robot: str | None = field(default=None, metadata={"help": "ros2/fr3, ros2/ur5e, ros2/so101: listen to its topics"})
+    seconds: float = field(default=3.0, metadata={"help": "how long to listen to the robot's topics"})
     timer_seconds: float = field(default=1.0, metadata={"help": "how long to measure the timer; 0 leaves it out"})
 
     def __post_init__(self) -> None:
         if self.timer_seconds < 0:
             raise ValueError(f"timer_seconds={self.timer_seconds} must not be negative")
+        if not 0 < self.seconds <= MAX_LISTENING_S:
+            raise ValueError(f"seconds={self.seconds:g} must be above 0, and {MAX_LISTENING_S:g} at most")
+        if self.robot is not None and not self.robot.startswith(ROS2):
+            raise UsageError(f"robot={self.robot}: only a robot behind ROS 2 has topics: robot=ros2/fr3, for one")
 
 
 def check_python() -> Check:
@@ -125,10 +156,11 @@ def check_ros2() -> Check:
 
 
 def check_onnxruntime() -> Check:
-    ok, said = _python("import onnxruntime as o; print(o.__version__, *o.get_available_providers())")
+    ok, said = _python("from volar.robots.artifact_runtime import describe; print(describe())")
     if ok:
         return Check("onnxruntime", "ok", said)
-    return Check("onnxruntime", "broken", said, "pip install onnxruntime")
+    fix = "unset it, or name one that is there" if PROVIDER_VARIABLE in said else "pip install onnxruntime"
+    return Check("onnxruntime", "broken", said, fix)
 
 
 def check_lerobot() -> Check:
@@ -169,7 +201,6 @@ def timer_errors_ms(ticks: int, now: Callable[[], float], sleep: Callable[[float
 
 def check_artifact(path: Path) -> Check:
     """Loads the artifact (which checks hashes and contract) and replays its golden set."""
-    from volar.robots.errors import VolarError
     from volar.robots.policies import ARTIFACT_FILE, find_policy
 
     try:
@@ -185,6 +216,25 @@ def check_artifact(path: Path) -> Check:
     return Check("artifact", "ok", f"verified: {size}, contract {contract.sha256[:12]}")
 
 
+def check_robot(config: DoctorConfig, ros_arguments: Sequence[str] = ()) -> list[Check]:
+    """The topics of `config.robot`, as the artifact's contract wants them, if there is one."""
+    from volar.robots.policies import find_policy, read_contract
+    from volar.robots.spec import load_robot
+
+    if config.robot is None:
+        return []
+    spec, contract = load_robot(config.robot.removeprefix(ROS2)), None
+    if config.artifact is not None:
+        contract = read_contract(find_policy(config.artifact))
+        if contract.robot != spec.name:
+            raise UsageError(f"robot={config.robot}: the artifact is for {contract.robot}; robot=ros2/{contract.robot}")
+    try:
+        from volar.robots.ros2.topic_rates import check_topics
+    except ImportError as error:
+        return [Check("topics", "broken", f"ROS 2 is not installed here ({error})", "pip install 'volar[ros2]'")]
+    return check_topics(spec, contract, config.seconds, ros_arguments)
+
+
 def checks(config: DoctorConfig) -> list[Callable[[], Check]]:
     """What to look at, quick things first."""
     found: list[Callable[[], Check]] = [check_python, check_cores_and_memory, check_disk, check_lerobot]
@@ -196,16 +246,22 @@ def checks(config: DoctorConfig) -> list[Callable[[], Check]]:
     return found
 
 
-def examine(config: DoctorConfig) -> int:
-    """Prints the table; returns 1 if something needed is broken, else 0."""
+def examine(config: DoctorConfig, ros_arguments: Sequence[str] = ()) -> int:
+    """Prints the table; returns 1 if something needed is broken, else 0. `ros_arguments`: from `--ros-args` on.
+
+    Raises `VolarError` for a robot that nobody knows or that is not the artifact's.
+    """
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     results: list[Check] = []
+    with console.status("listening to the robot"):
+        topics = check_robot(config, ros_arguments)
     with console.status("looking at this machine"):
         for check in checks(config):
             results.append(check())
+    results += topics
     table = Table(title="volar-doctor", title_justify="left", show_lines=False)
     for column in ("", "what", "found", "to do"):
         table.add_column(column, overflow="fold")
@@ -250,13 +306,22 @@ def _python(code: str, timeout_s: float = 120.0) -> tuple[bool, str]:
 
 
 def main() -> int:
+    words = sys.argv[1:]
+    cut = words.index("--ros-args") if "--ros-args" in words else len(words)
+
+    def examine_it(config: DoctorConfig) -> int:
+        if words[cut:] and config.robot is None:
+            raise UsageError("--ros-args is for robot=ros2/...")
+        return examine(config, words[cut:])
+
     return run(
         "volar-doctor",
         DoctorConfig,
-        examine,
+        examine_it,
         doc=__doc__,
-        examples=("volar-doctor", "volar-doctor runs/demo/artifact"),
+        examples=EXAMPLES,
         positional=("artifact",),
+        argv=words[:cut],
     )
 
 

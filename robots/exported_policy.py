@@ -1,20 +1,21 @@
 """A policy from an exported artifact: NumPy and ONNX Runtime, nothing of the code that trained it.
 
 The artifact is a folder written by `volar-export`: `artifact.json` (format, contract hash, SHA-256 of every
-other file), `contract.json`, `policy.onnx`, `tokenizer.json`, `golden.npz` (observations with the actions
-the exporter computed for them) and `README.md`. Normalization and de-tokenization are inside the graph.
+other file), `contract.json`, `policy.onnx` or `policy.pt2`, `tokenizer.json`, `golden.npz` (observations with the
+actions the exporter computed for them) and `README.md`. Normalization and de-tokenization are inside the graph.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.robots.artifact_runtime import OnnxRuntime, Pt2Runtime, Runtime, RuntimeFailure
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.interface import ActionChunk, Observation
@@ -22,17 +23,12 @@ from volar.robots.tokenize_subwords import load_tokenizer
 from volar.robots.tokenize_words import TokenizerError
 
 FORMAT_VERSION = 1
-MANIFEST, CONTRACT, MODEL, TOKENIZER, GOLDEN = (
-    "artifact.json",
-    "contract.json",
-    "policy.onnx",
-    "tokenizer.json",
-    "golden.npz",
-)
+FORMATS = ("onnx", "pt2")
+MANIFEST, CONTRACT, TOKENIZER, GOLDEN = "artifact.json", "contract.json", "tokenizer.json", "golden.npz"
 Stage = Literal["manifest", "hash", "contract", "tokenizer", "model", "output"]
 
 
-_NEWER = {"precision", "agreement"}  # fields that an artifact of the first format may lack
+_NEWER = ("precision", "agreement", "built_for")  # fields that an older artifact may lack
 
 
 class ArtifactError(VolarError):
@@ -46,7 +42,8 @@ class ArtifactError(VolarError):
 @dataclass(frozen=True)
 class Manifest:
     """`artifact.json`. `text_length`: T; `files`: name -> SHA-256; `tolerance`: of the golden actions; `precision`:
-    `fp32` or `int8`; `agreement`: smallest share of the golden numbers that lie within the tolerance."""
+    `fp32` or `int8`; `agreement`: smallest share of the golden numbers that lie within the tolerance; `built_for`: the
+    machine of a compiled `policy.pt2` (`artifact_runtime.this_machine`)."""
 
     format_version: int
     format: str
@@ -56,6 +53,11 @@ class Manifest:
     tolerance: float
     precision: str = "fp32"
     agreement: float = 1.0
+    built_for: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return f"policy.{self.format}"
 
     @staticmethod
     def load(path: Path) -> "Manifest":
@@ -64,17 +66,18 @@ class Manifest:
             raise ArtifactError(path, "manifest", f"no {MANIFEST}; volar-export writes such a folder")
         try:
             raw = json.loads((path / MANIFEST).read_text())
-            wanted = Manifest.__dataclass_fields__.keys() - (() if "agreement" in raw else _NEWER)
+            wanted = Manifest.__dataclass_fields__.keys() - {name for name in _NEWER if name not in raw}
             found = Manifest(**{name: raw[name] for name in wanted})
         except KeyError as error:
             raise ArtifactError(path, "manifest", f"{MANIFEST} lacks the field {error}") from error
         except (ValueError, TypeError) as error:
             raise ArtifactError(path, "manifest", f"{MANIFEST} cannot be read: {error}") from error
-        if found.format_version != FORMAT_VERSION or found.format != "onnx":
+        if found.format_version != FORMAT_VERSION or found.format not in FORMATS:
             raise ArtifactError(
                 path,
                 "manifest",
-                f"format {found.format!r} version {found.format_version} is not 'onnx' version {FORMAT_VERSION}; "
+                f"format {found.format!r} version {found.format_version} is none of {', '.join(FORMATS)}, "
+                f"version {FORMAT_VERSION}; "
                 "export it again with this volar",
             )
         return found
@@ -96,7 +99,7 @@ class ExportedPolicy:
     """`Policy` from an artifact folder.
 
     Every file is checked against its hash and the golden set is run; `verify=False` skips only the
-    golden set. `threads`: intra-op threads of ONNX Runtime.
+    golden set. `threads`: of ONNX Runtime's or torch's operators.
     Raises `ArtifactError` naming the stage that diverged.
     """
 
@@ -109,7 +112,7 @@ class ExportedPolicy:
             self._tokenizer = load_tokenizer(path / TOKENIZER, self.manifest.text_length)
         except TokenizerError as error:
             raise ArtifactError(path, "tokenizer", str(error)) from error
-        self._session = self._load_model(threads)
+        self._runtime = self._load_model(threads)
         if verify:
             self._check_golden()
 
@@ -141,13 +144,13 @@ class ExportedPolicy:
         self, images: dict[str, NDArray[np.uint8]], state: NDArray[np.float32], ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         feeds: dict[str, Any] = {f"image.{c.name}": images[c.name][None] for c in self._contract.cameras}
-        actions, points = self._session.run(
-            ["actions", "points"], feeds | {"state": state[None], "input_ids": ids[None]}
-        )
+        actions, points = self._runtime.run(feeds | {"state": state[None], "input_ids": ids[None]})
         return actions[0], points[0]
 
     def _check_files(self) -> None:
-        missing = [name for name in (CONTRACT, MODEL, TOKENIZER, GOLDEN) if name not in self.manifest.files]
+        missing = [
+            name for name in (CONTRACT, self.manifest.model, TOKENIZER, GOLDEN) if name not in self.manifest.files
+        ]
         if missing:
             raise ArtifactError(self.path, "manifest", f"{MANIFEST} does not list {', '.join(missing)}")
         for name, wanted in sorted(self.manifest.files.items()):
@@ -174,32 +177,26 @@ class ExportedPolicy:
             )
         return contract
 
-    def _load_model(self, threads: int) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # A spinning worker would take the core that the control loop needs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors only
+    def _load_model(self, threads: int) -> Runtime:
+        file = self.path / self.manifest.model
         try:
-            session = onnxruntime.InferenceSession(self.path / MODEL, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises a class of its own for each status code
-            raise ArtifactError(
-                self.path, "model", f"ONNX Runtime cannot load {MODEL}: {str(error).splitlines()[0]}"
-            ) from error
-        self._check_signature(session)
-        return session
+            runtime: Runtime = (
+                Pt2Runtime(file, threads, self.manifest.built_for)
+                if self.manifest.format == "pt2"
+                else OnnxRuntime(file, threads)
+            )
+        except RuntimeFailure as error:
+            raise ArtifactError(self.path, "model", str(error)) from error
+        self._check_signature(runtime)
+        return runtime
 
-    def _check_signature(self, session: Any) -> None:
+    def _check_signature(self, runtime: Runtime) -> None:
         contract = self._contract
         wanted: dict[str, list[int]] = {f"image.{c.name}": [1, c.height, c.width, 3] for c in contract.cameras}
         wanted |= {"state": [1, len(contract.state_names)], "input_ids": [1, self.manifest.text_length]}
         wanted |= {"actions": [1, contract.chunk_length, contract.action.size], "points": [1, 2, 3]}
-        found = {value.name: list(value.shape) for value in [*session.get_inputs(), *session.get_outputs()]}
-        if found != wanted:
-            raise ArtifactError(self.path, "model", f"the contract wants {wanted}, the graph has {found}")
+        if runtime.shapes != wanted:
+            raise ArtifactError(self.path, "model", f"the contract wants {wanted}, the graph has {runtime.shapes}")
 
     def _check_golden(self) -> None:
         """Runs the golden set: first that the instructions tokenize as they did, then the actions."""
@@ -219,8 +216,8 @@ class ExportedPolicy:
             raise ArtifactError(
                 self.path,
                 "output",
-                f"golden observation {i} differs by {float(errors[i].max()):.3g}, the tolerance is "
-                f"{self.manifest.tolerance:.3g}; {within.mean():.1%} of all numbers lie within it, "
+                f"golden observation {i} differs by {float(errors[i].max()):.3g} on {self._runtime.where}, "
+                f"the tolerance is {self.manifest.tolerance:.3g}; {within.mean():.1%} of all numbers lie within it, "
                 f"{self.manifest.agreement:.1%} have to",
             )
 

@@ -1,6 +1,7 @@
 """volar-export: a policy directory to one self-contained, verified artifact.
 
-policy.onnx      raw images, state and token ids in; actions in physical units out
+policy.onnx      raw images, state and token ids in; actions in physical units out; or, with format=pt2,
+policy.pt2       the same, compiled for this machine's processor and torch
 contract.json    what the policy assumes; its hash is in artifact.json and in the model's metadata
 tokenizer.json   words of the instruction to ids
 golden.npz       observations with the chunks they must give, checked at every load
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5  # largest difference of an action, in its own unit (m, rad, 1), between torch and the artifact
 FLOW_TOLERANCE = 1e-4  # of numbers that are no bins' centres: each step adds the last one's rounding
 GOLDEN_OBSERVATIONS = 8
-PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; a file of protobuf ends at 2 GiB, and the rest goes beside it
 # int8 decides for another token here and there, and for an open or closed gripper where both are likely. What that
 # costs in success is measured, not deduced: volar-evaluate policy=ARTIFACT.
 INT8_AGREEMENT = 0.9
@@ -35,6 +35,7 @@ EXAMPLES = (
     "volar-export policy=runs/policy output=runs/artifact",
     "volar-export output=runs/artifact overwrite=true",
     "volar-export policy=runs/policy precision=int8 output=runs/artifact-int8",
+    "volar-export policy=runs/policy format=pt2 output=runs/artifact-compiled",
 )
 
 
@@ -46,20 +47,34 @@ class ExportConfig:
     policy: Path | None = field(
         default=None, metadata={"help": "policy directory or training run; the shipped one by default"}
     )
-    format: Literal["onnx"] = field(default="onnx", metadata={"help": "onnx runs wherever ONNX Runtime does"})
+    format: Literal["onnx", "pt2"] = field(
+        default="onnx",
+        metadata={
+            "help": "onnx runs wherever ONNX Runtime does; pt2 is machine code (AOTInductor, on the CPU) for this "
+            "processor and this torch, and needs a C++ compiler here"
+        },
+    )
     precision: Literal["fp32", "int8"] = field(
         default="fp32",
         metadata={"help": "int8: weights in 8 bits, activations quantized as they come; faster on a CPU"},
     )
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
 
+    def __post_init__(self) -> None:
+        if self.format == "pt2" and self.precision == "int8":
+            raise ValueError("precision=int8 needs format=onnx; format=pt2 is fp32")
+
 
 def export(config: ExportConfig) -> None:
     """Writes and verifies the artifact. Raises `VolarError` when the output is taken or parity fails."""
+    from volar.robots.artifact_runtime import this_machine
     from volar.robots.exported_policy import FORMAT_VERSION, MANIFEST, ExportedPolicy, Manifest
     from volar.robots.policies import default_policy, find_policy
     from volar.vla.checkpoint_policy import load
+    from volar.vla.export_graph import require_compiler, write_model
 
+    if config.format == "pt2":
+        require_compiler()
     if config.output.exists() and any(config.output.iterdir()):
         if not (config.output / MANIFEST).is_file():  # nor with overwrite=true: a wrong path must not cost it
             raise VolarError(f"output {config.output} holds something else than an artifact; give another folder")
@@ -70,14 +85,12 @@ def export(config: ExportConfig) -> None:
     temporary = config.output.with_name(f".{config.output.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_graph(policy, temporary / "policy.onnx")
-    if config.precision == "int8":
-        quantize(temporary / "policy.onnx")
+    write_model(policy, temporary / f"policy.{config.format}", config.precision)
     policy.contract.save(temporary / "contract.json")
     policy.tokenizer.save(temporary / "tokenizer.json")
     golden: dict[str, Any] = golden_set(policy)
     np.savez_compressed(temporary / "golden.npz", **golden)
-    (temporary / "README.md").write_text(model_card(policy, source, config.precision))
+    (temporary / "README.md").write_text(model_card(policy, source, config))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         format=config.format,
@@ -87,6 +100,7 @@ def export(config: ExportConfig) -> None:
         tolerance=FLOW_TOLERANCE if policy.graph.model.config.decoder == "flow" else TOLERANCE,
         precision=config.precision,
         agreement=INT8_AGREEMENT if config.precision == "int8" else 1.0,
+        built_for=this_machine() if config.format == "pt2" else {},
     )
     (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
     ExportedPolicy(temporary)  # verifies hashes, contract and the golden set, or raises
@@ -108,78 +122,6 @@ def exportable(policy: "TorchPolicy") -> "TorchPolicy":
             "policy directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
         )
     return TorchPolicy(merge(policy.graph.model.cpu().float()), policy.contract, policy.tokenizer)
-
-
-def write_graph(policy: "TorchPolicy", path: Path) -> None:
-    """The inference graph as ONNX: batch one, static shapes."""
-    import logging
-    import warnings
-
-    import torch
-
-    contract, graph = policy.contract, policy.graph
-    names = [camera.name for camera in contract.cameras]
-    unrolled = graph.model.config.decoder == "autoregressive"
-
-    class Positional(torch.nn.Module):
-        """ONNX inputs are positional: one image tensor a camera, then state and ids."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = graph  # not `graph`: torch.fx has one of its own
-
-        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            actions, points = self.inner(dict(zip(names, inputs[:-2], strict=True)), inputs[-2], inputs[-1])
-            return actions, points
-
-    example = (
-        *(torch.zeros(1, camera.height, camera.width, 3, dtype=torch.uint8) for camera in contract.cameras),
-        torch.zeros(1, len(contract.state_names)),
-        torch.zeros(1, policy.tokenizer.length, dtype=torch.int64),
-    )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Positional().eval(),
-            example,
-            str(path),
-            input_names=[*(f"image.{name}" for name in names), "state", "input_ids"],
-            output_names=["actions", "points"],
-            dynamo=True,
-            external_data=sum(p.nbytes for p in graph.parameters()) > PROTOBUF_LIMIT,
-            # Its matcher takes time quadratic in a graph's length: minutes for tokens unrolled one after another.
-            optimize=not unrolled,
-            verbose=False,
-        )
-    without_traces(path)
-
-
-def without_traces(path: Path) -> None:
-    """Drops what the exporter noted at every node about this machine's source files: most of a small graph's size."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    for part in (*model.graph.node, *model.graph.value_info, *(n for f in model.functions for n in f.node)):
-        del part.metadata_props[:]
-    onnx.save(model, str(path))
-
-
-def quantize(path: Path) -> None:
-    """Weights of the matrix products to int8, one scale a channel; activations are quantized as they come."""
-    import logging
-
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = path.with_suffix(".prepared.onnx")
-    logging.disable(logging.WARNING)  # it would print every shape it merges
-    try:
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantize_dynamic(str(prepared), str(path), weight_type=QuantType.QInt8, per_channel=True)
-    finally:
-        logging.disable(logging.NOTSET)
-        prepared.unlink(missing_ok=True)
 
 
 def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
@@ -230,7 +172,7 @@ def _smooth_image(rng: np.random.Generator, height: int, width: int) -> NDArray[
     return image
 
 
-def model_card(policy: "TorchPolicy", source: Path, precision: str = "fp32") -> str:
+def model_card(policy: "TorchPolicy", source: Path, settings: ExportConfig) -> str:
     contract = policy.contract
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in contract.cameras)
     action, config = contract.action, policy.graph.model.config
@@ -238,7 +180,8 @@ def model_card(policy: "TorchPolicy", source: Path, precision: str = "fp32") -> 
     decoder = "flow, always from the same noise" if config.decoder == "flow" else tokens
     return f"""# Volar policy for {contract.robot}
 
-- backbone: {config.backbone.name}, decoder: {decoder}, exported from `{source.name}` in {precision}
+- backbone: {config.backbone.name}, decoder: {decoder}, exported from `{source.name}`
+- artifact: {settings.format}, {settings.precision}
 - contract: `{contract.sha256}`
 - action: {action.kind} at {action.rate_hz:g} Hz ({", ".join(action.names)}), frame {action.frame},
   gripper {action.gripper}; chunks of {contract.chunk_length}, of which {contract.execute_steps} are

@@ -1,5 +1,6 @@
 """The report names what is wrong and how to repair it; what works is found to work."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ from volar.robots import doctor
 def test_this_machine_renders_and_runs_onnx() -> None:
     for check in (doctor.check_renderer(), doctor.check_onnxruntime(), doctor.check_lerobot(), doctor.check_python()):
         assert check.status == "ok", check
+
+
+def test_the_rate_of_a_simulated_camera_is_measured() -> None:
+    rates = re.findall(r"(\d+) frames/s at (\d+x\d+)", doctor.check_renderer().found)
+    assert [size for _, size in rates] == ["96x96", "512x512"]
+    assert int(rates[0][0]) > int(rates[1][0]) > 0  # 28 times the pixels
 
 
 def test_no_driver_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:

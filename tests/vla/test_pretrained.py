@@ -243,7 +243,7 @@ def test_weights_beyond_one_file_lie_beside_it(
     settings: Settings, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings(width=16, layers=1, steps=1))
-    monkeypatch.setattr("volar.vla.export.PROTOBUF_LIMIT", 0)
+    monkeypatch.setattr("volar.vla.export_graph.PROTOBUF_LIMIT", 0)
     export(ExportConfig(policy=tmp_path / "run", output=tmp_path / "artifact"))
     assert "policy.onnx.data" in json.loads((tmp_path / "artifact" / "artifact.json").read_text())["files"]
     a, b = load(tmp_path / LAST), ExportedPolicy(tmp_path / "artifact")

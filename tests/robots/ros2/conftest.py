@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-DOMAINS = {"test_controller_node": 5, "test_controller_process": 6, "test_run_controller": 7, "test_parity": 8}
+DOMAINS = {
+    "test_controller_node": 5,
+    "test_controller_process": 6,
+    "test_run_controller": 7,
+    "test_parity": 8,
+    "test_topic_rates": 9,
+}
 
 
 def _loaded(path: Path) -> Any:
