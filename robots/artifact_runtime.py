@@ -24,6 +24,11 @@ AUTO = "auto"
 # TF32 would round a matrix product's inputs to 10 bits, far beyond the golden set's tolerance.
 _OPTIONS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 SIGNATURE_KEY = "volar_signature"  # of a package's metadata: name -> shape, as JSON, inputs in their order
+# Linux' names of what `-march=native` turns on for arithmetic; "pni" is SSE3.
+_X86_INSTRUCTIONS = (
+    *("sse", "pni", "ssse", "avx", "amx", "fma", "f16c", "bmi", "abm", "popcnt", "movbe", "cx16", "adx"),
+    *("aes", "vaes", "pclmul", "vpclmul", "sha", "gfni"),
+)
 
 
 class RuntimeFailure(VolarError):
@@ -139,17 +144,25 @@ def this_machine() -> dict[str, str]:
     """What a package depends on: torch's version, and the processor with its instructions (sorted, by Linux' names)."""
     import torch
 
-    keys = {"flags", "Features"}  # of x86 and ARM
     try:
-        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        instructions: str = next(value for key, _, value in lines if key.strip() in keys)
-    except (OSError, StopIteration):  # no Linux: the kind of processor has to do
-        instructions = ""
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux: the kind of processor has to do
+        text = ""
     return {
         "torch": str(torch.__version__).partition("+")[0],
         "processor": platform.machine(),
-        "instructions": " ".join(sorted(instructions.split())),
+        "instructions": " ".join(instructions(text)),
     }
+
+
+def instructions(cpuinfo: str) -> list[str]:
+    """Sorted, of the first processor in the text of `/proc/cpuinfo`: those that a compiler makes use of."""
+    for key, _, value in (line.partition(":") for line in cpuinfo.splitlines()):
+        if key.strip() == "flags":  # x86; many say something of the kernel, or of a virtual machine
+            return sorted(name for name in value.split() if name.startswith(_X86_INSTRUCTIONS))
+        if key.strip() == "Features":  # ARM
+            return sorted(value.split())
+    return []
 
 
 def misfit(built_for: Mapping[str, str], here: Mapping[str, str]) -> str:

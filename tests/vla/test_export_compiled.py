@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from volar.robots.artifact_runtime import misfit, this_machine
+from volar.robots.artifact_runtime import instructions, misfit, this_machine
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import ArtifactError, ExportedPolicy
@@ -89,6 +89,8 @@ def test_a_package_fits_a_machine_with_more_instructions_only() -> None:
     here = this_machine()
     assert misfit(here, here) == ""
     assert misfit(here, here | {"instructions": here["instructions"] + " more"}) == ""
+    assert instructions("processor : 0\nflags : hypervisor avx2 sse4_1 ibrs fma\n") == ["avx2", "fma", "sse4_1"]
+    assert instructions("Features : asimd fp\n") == ["asimd", "fp"]
     assert "which this one lacks" in misfit(here | {"instructions": "b a"}, here | {"instructions": "a"})
 
 
