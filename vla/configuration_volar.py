@@ -14,6 +14,28 @@ Decoding = Literal["parallel", "autoregressive", "flow"]
 Training = Literal["frozen", "lora", "full"]
 StateAs = Literal["projected", "tokens"]
 
+# What LeRobot writes beside ours when it saves a policy (its `PreTrainedConfig`, and `vla/lerobot_plugin/`).
+LEROBOT_FIELDS = frozenset(
+    [
+        "n_obs_steps",
+        "input_features",
+        "output_features",
+        "device",
+        "use_amp",
+        "use_peft",
+        "push_to_hub",
+        "repo_id",
+        "private",
+        "tags",
+        "license",
+        "pretrained_path",
+        "pretrained_revision",
+        "chunk_length",
+        "execute_steps",
+        "learning_rate",
+    ]
+)
+
 
 @dataclass(frozen=True)
 class VolarConfig:
@@ -68,11 +90,16 @@ class VolarConfig:
             raw: dict[str, Any] = json.loads(path.read_text())
             if raw.get("type") != "volar":
                 raise VolarError(f"{path} is of policy type {raw.get('type')!r}, not 'volar'")
-            inner = _tuples(raw.pop("backbone"))
-            backbone = VlmConfig(**inner) if "architecture" in inner else BackboneConfig(**inner)
-            return VolarConfig(backbone=backbone, **_tuples(raw))
+            return VolarConfig.of({key: value for key, value in raw.items() if key not in LEROBOT_FIELDS})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise VolarError(f"{path} is not a readable policy configuration: {error}") from error
+
+    @staticmethod
+    def of(raw: dict[str, Any]) -> "VolarConfig":
+        """From plain values, as in JSON. Raises `TypeError` or `KeyError` on fields too many or too few."""
+        inner = _tuples(raw["backbone"])
+        backbone = VlmConfig(**inner) if "architecture" in inner else BackboneConfig(**inner)
+        return VolarConfig(**_tuples({**raw, "backbone": backbone}))
 
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ processing. Its inputs are raw: uint8 images, the state in physical units, token
 """
 
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import Outputs, VolarModel, pixels_from_images
 
 STATE_CLIP = 3.0  # normalized state beyond three half-ranges tells the network nothing more
+PIPELINES = ("policy_preprocessor.json", "policy_postprocessor.json")  # of LeRobot, see `vla/lerobot_plugin/`
 
 
 class StateScaler(nn.Module):
@@ -135,14 +137,16 @@ class TorchPolicy:
 
 
 def save_policy(directory: Path, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
-    """Writes `config.json`, `contract.json`, `tokenizer.json`, `model.safetensors`; and the action tokenizer if it is
-    one that was trained."""
+    """Writes `config.json`, `contract.json`, `tokenizer.json`, `model.safetensors`, LeRobot's two pipelines; and the
+    action tokenizer if it is one that was trained."""
     from safetensors.torch import save_model
 
     directory.mkdir(parents=True, exist_ok=True)
     model.config.save(directory / "config.json")
     contract.save(directory / "contract.json")
     tokenizer.save(directory / "tokenizer.json")
+    for name in PIPELINES:
+        (directory / name).write_text((files("volar.vla") / "lerobot_plugin" / name).read_text())
     if model.config.tokenizer != "bins":
         save_tokenizer(model.tokenizer, directory)
     save_model(model, str(directory / "model.safetensors"), metadata={"contract_sha256": contract.sha256})

@@ -1,0 +1,165 @@
+"""The policy in LeRobot, by its own programs and loaders: same actions as ours, both ways."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from volar.datasets.episode import POINTS_SHAPE, Episode
+from volar.datasets.episode_writer import EpisodeWriter
+from volar.datasets.lerobot_format import load_contract
+from volar.robots.contract import PolicyContract
+from volar.robots.errors import VolarError
+from volar.robots.interface import Observation
+from volar.vla.checkpoint_policy import load
+from volar.vla.configuration_volar import VolarConfig
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.modeling_volar import VolarModel
+from volar.vla.processor_volar import PIPELINES, save_policy
+
+PLUGIN = "volar.vla.lerobot_plugin"
+Look = Callable[[int], Observation]
+
+
+@pytest.fixture
+def saved(tmp_path: Path, model: VolarModel, contract: PolicyContract) -> Path:
+    save_policy(tmp_path / "policy", model, contract, InstructionTokenizer.load())
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def episodes(tmp_path: Path, contract: PolicyContract) -> Path:
+    """A LeRobot dataset of three short episodes, written as volar-collect does."""
+    writer = EpisodeWriter.create(tmp_path / "episodes", contract, shard_episodes=4, source={"seed": 0})
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        writer.append(
+            Episode(
+                images={c.name: rng.integers(0, 255, (12, c.height, c.width, 3), np.uint8) for c in contract.cameras},
+                state=rng.uniform(-0.5, 0.5, (12, len(contract.state_names))).astype(np.float32),
+                actions=rng.uniform(contract.action.low, contract.action.high, (12, 7)).astype(np.float32),
+                points=np.full((12, *POINTS_SHAPE), np.nan, np.float32),
+                instruction="lift the zyx block",
+                task="lift",
+                seed=number,
+                success=True,
+            )
+        )
+    writer.finalize()
+    return tmp_path / "episodes"
+
+
+def lerobot_batch(observation: Observation) -> dict[str, Any]:
+    """As LeRobot's environments and robots give it."""
+    images = {f"observation.images.{k}": torch.tensor(v).permute(2, 0, 1) / 255 for k, v in observation.images.items()}
+    return {**images, "observation.state": torch.tensor(observation.state), "task": observation.instruction}
+
+
+def acts_the_same(directory: Path, look: Look) -> None:
+    """Opened by LeRobot's loader and processors, and by ours."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    __import__(PLUGIN)
+    config = PreTrainedConfig.from_pretrained(directory, cli_overrides=["--device=cpu"])
+    theirs = get_policy_class(config.type).from_pretrained(directory, config=config)
+    before, after = make_pre_post_processors(config, str(directory))
+    ours = load(directory)
+    for seed in range(3):
+        expected = ours.predict(look(seed)).actions
+        theirs.reset()
+        chunk = after(theirs.predict_action_chunk(before(lerobot_batch(look(seed)))))
+        np.testing.assert_allclose(chunk[0].numpy(), expected, atol=1e-6)
+        steps = [after(theirs.select_action(before(lerobot_batch(look(seed))))) for _ in range(4)]
+        np.testing.assert_allclose(torch.cat(steps).numpy(), expected[:4], atol=1e-6)
+
+
+def test_lerobot_opens_what_we_wrote(saved: Path, look: Look) -> None:
+    acts_the_same(saved, look)
+
+
+def test_processors_made_new_are_those_in_the_directory(saved: Path) -> None:
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+
+    for pipeline in make_pre_post_processors(LeRobotConfig(device="cpu")):
+        pipeline.save_pretrained(saved / "new")
+    for name in PIPELINES:
+        assert json.loads((saved / "new" / name).read_text()) == json.loads((saved / name).read_text())
+
+
+def test_every_field_of_a_policy_is_known_to_lerobot() -> None:
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+
+    assert LeRobotConfig(device="cpu").architecture() == VolarConfig()
+
+
+def test_lerobot_train_writes_what_we_open(episodes: Path, tmp_path: Path, look: Look) -> None:
+    output = tmp_path / "lerobot_run"
+    small = '{"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}'
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.discover_packages_path={PLUGIN}"),
+            *("--policy.type=volar", f"--policy.backbone={small}", "--policy.device=cpu", "--policy.push_to_hub=false"),
+            *("--policy.chunk_length=8", "--policy.execute_steps=4", "--dataset.repo_id=volar/test"),
+            *(f"--dataset.root={episodes}", f"--output_dir={output}", "--steps=2", "--batch_size=4", "--num_workers=0"),
+            *("--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false", "--log_freq=1"),
+        ],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    directory = output / "checkpoints" / "last" / "pretrained_model"
+    policy = load(directory)
+    assert policy.contract.statistics == load_contract(episodes).statistics
+    assert policy.tokenizer.unknown_words("lift the zyx block") == ()
+    acts_the_same(directory, look)
+
+
+def test_the_loss_falls(episodes: Path) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    torch.manual_seed(0)
+    small = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
+    policy = VolarPolicy(
+        LeRobotConfig(device="cpu", backbone=small), LeRobotDatasetMetadata("volar/test", root=episodes)
+    )
+    batch = {f"observation.images.{c.name}": torch.rand(4, 3, 32, 32) for c in policy.contract.cameras}
+    batch |= {
+        "observation.state": torch.zeros(4, 10),
+        "action": torch.zeros(4, 8, 7),
+        "task": ["lift the zyx block"] * 4,
+    }
+    batch["action_is_pad"] = torch.zeros(4, 8, dtype=torch.bool)
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
+    losses = []
+    for _ in range(10):
+        loss, parts = policy.forward(batch)
+        losses.append(parts["total"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_another_chunk_than_the_contract_s_is_an_error(saved: Path) -> None:
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    with pytest.raises(VolarError, match="chunk_length is 5, but the contract of the policy says 8"):
+        VolarPolicy.from_pretrained(saved, config=LeRobotConfig(device="cpu", chunk_length=5))

@@ -1,0 +1,75 @@
+"""LeRobot's view of a policy's `config.json`: our architecture beside the fields that LeRobot adds.
+
+Both sides write and read the same flat file: LeRobot's parser refuses fields that it does not know, so all of ours are
+declared here; ours leaves LeRobot's out (`LEROBOT_FIELDS` in `vla/configuration_volar.py`).
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.optim.optimizers import AdamWConfig
+
+from volar.robots.errors import VolarError
+from volar.vla import configuration_volar as volar_config
+
+DEFAULT = volar_config.VolarConfig()
+
+
+@PreTrainedConfig.register_subclass("volar")
+@dataclass
+class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Architecture as in `volar.vla.configuration_volar.VolarConfig`; `backbone`: {} is the one made from scratch.
+
+    `chunk_length`: H, `execute_steps`: how many of them are done before the next; None: as the dataset's contract
+    has it. A policy that was already trained keeps those of its contract, and other values raise.
+    """
+
+    backbone: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = DEFAULT.tokenizer
+    camera_tokens: tuple[int, ...] = DEFAULT.camera_tokens
+    head_width: int = DEFAULT.head_width
+    text_length: int = DEFAULT.text_length
+    point_mean: tuple[float, float, float] = DEFAULT.point_mean
+    point_std: tuple[float, float, float] = DEFAULT.point_std
+    decoder: str = DEFAULT.decoder
+    action_tokens: int = DEFAULT.action_tokens
+    state_as: str = DEFAULT.state_as
+    vision: str = DEFAULT.vision
+    connector: str = DEFAULT.connector
+    language: str = DEFAULT.language
+    lora_rank: int = DEFAULT.lora_rank
+    expert_width: int = DEFAULT.expert_width
+    flow_steps: int = DEFAULT.flow_steps
+    chunk_length: int | None = None
+    execute_steps: int | None = None
+    learning_rate: float = 3e-4  # as the trainer's default
+
+    def architecture(self) -> volar_config.VolarConfig:
+        """What `VolarModel` is made of. Raises `VolarError` on values that it does not have."""
+        names = {f.name for f in fields(volar_config.VolarConfig)} - {"type"}
+        return volar_config.VolarConfig.of({name: getattr(self, name) for name in names})
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        """Steps of a chunk. LeRobot asks before it has opened the dataset, so training needs `chunk_length`."""
+        if self.chunk_length is None:
+            raise VolarError("how long is a chunk? give LeRobot --policy.chunk_length=8 (the contract's)")
+        return list(range(self.chunk_length))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        return AdamWConfig(lr=self.learning_rate, grad_clip_norm=1.0)
+
+    def get_scheduler_preset(self) -> None:
+        return None
+
+    def validate_features(self) -> None:
+        """Nothing: a contract is checked against the dataset's features when the policy is made."""

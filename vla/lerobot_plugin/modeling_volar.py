@@ -1,0 +1,140 @@
+"""`VolarPolicy`: the network and its contract as a LeRobot policy.
+
+Everything runs through the `InferenceGraph` that our own policies run, so both act the same: images in [0, 1] become
+the uint8 they came from, and state and actions are in physical units on LeRobot's side.
+"""
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from volar.datasets.lerobot_format import load_contract
+from volar.datasets.normalizer import Normalizer
+from volar.robots.contract import PolicyContract
+from volar.robots.errors import VolarError
+from volar.vla.checkpoint_policy import load_parts
+from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.lerobot_plugin.configuration_volar import VolarConfig
+from volar.vla.losses import imitation_loss
+from volar.vla.modeling_volar import VolarModel, pixels_from_images
+from volar.vla.processor_volar import InferenceGraph, save_policy
+
+Parts = tuple[VolarModel, PolicyContract, InstructionTokenizer]
+
+
+class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
+    """Keys: `observation.images.CAMERA` (B, 3, H, W) in [0, 1], `observation.state` (B, S), `task` B strings.
+
+    `parts`: of a trained policy. Without them a new network under the contract of `dataset_meta`'s dataset.
+    """
+
+    config_class = VolarConfig
+    name = "volar"
+
+    def __init__(
+        self, config: VolarConfig, dataset_meta: Any = None, parts: Parts | None = None, **_: Any
+    ) -> None:  # LeRobot also hands over statistics: the contract has them
+        super().__init__(config)
+        model, self.contract, self.tokenizer = parts or _new_parts(config, dataset_meta)
+        for name in ("chunk_length", "execute_steps"):
+            found, wanted = getattr(self.contract, name), getattr(config, name)
+            if wanted not in (None, found):
+                raise VolarError(f"{name} is {wanted}, but the contract of the policy says {found}")
+            setattr(config, name, found)
+        self.graph = InferenceGraph(model, self.contract)
+        action = Normalizer.of_contract(self.contract, "action")
+        self.register_buffer("action_offset", torch.tensor(action.offset, dtype=torch.float32), persistent=False)
+        self.register_buffer("action_scale", torch.tensor(action.scale, dtype=torch.float32), persistent=False)
+        self.reset()
+        self.to(config.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: VolarConfig | None = None, **kwargs: Any
+    ) -> "VolarPolicy":
+        """A directory that volar-train or LeRobot wrote, or a Hub repository of one. In evaluation mode."""
+        directory = Path(pretrained_name_or_path)
+        if not directory.is_dir():
+            from huggingface_hub import snapshot_download
+
+            directory = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
+        config = config or VolarConfig.from_pretrained(directory)
+        policy = cls(config, parts=load_parts(directory))
+        policy.eval()
+        return policy
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        if state_dict is not None:
+            raise VolarError("weights sharded by LeRobot (FSDP) cannot be saved; volar-train shards its own")
+        save_policy(save_directory, self.graph.model, self.contract, self.tokenizer)
+        self.config._save_pretrained(save_directory)
+
+    def get_optim_params(self) -> Any:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def reset(self) -> None:
+        self._queue: deque[Tensor] = deque()
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """The loss of imitation and its parts. There are no labels of points in LeRobot's batches."""
+        model, actions = self.graph.model, batch["action"]  # (B, H, A)
+        images, state, ids = self._inputs(batch)
+        padded = batch.get("action_is_pad", torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device))
+        normal, mask = (actions - self.action_offset) * self.action_scale, ~padded
+        if model.config.decoder == "parallel":
+            outputs: Any = self.graph.outputs(images, state, ids)
+        else:
+            pixels = pixels_from_images(images, model.config.backbone.image_size)
+            seed = int(torch.randint(2**31, ()))
+            outputs = model(pixels, ids, self.graph.state_scaler(state), actions=normal, mask=mask, seed=seed)
+        nowhere = torch.full((len(actions), 2, 5), torch.nan, device=actions.device)
+        std = torch.tensor(model.config.point_std, device=actions.device)
+        losses = imitation_loss(outputs, normal, mask, nowhere, std)
+        return losses.total, losses.named()
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
+        """(B, H, A) in physical units."""
+        self.eval()
+        actions: Tensor
+        actions, _points = self.graph(*self._inputs(batch), noise)
+        return actions
+
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """(B, A): the next of the chunk's first `execute_steps`."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch, **kwargs)
+            self._queue.extend(chunk[:, : self.contract.execute_steps].unbind(1))
+        return self._queue.popleft()
+
+    def _inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        keys = [f"observation.images.{c.name}" for c in self.contract.cameras]
+        missing = [key for key in (*keys, "observation.state", "task") if key not in batch]
+        if missing:
+            raise VolarError(f"the batch lacks {missing}; it has {sorted(batch)}: rename them with --rename_map")
+        images = {
+            camera.name: (batch[key] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+            for camera, key in zip(self.contract.cameras, keys, strict=True)
+        }
+        tasks = [batch["task"]] if isinstance(batch["task"], str) else batch["task"]
+        texts = [self.contract.instruction_template.format(instruction=task) for task in tasks]
+        state = batch["observation.state"]
+        return images, state, torch.from_numpy(self.tokenizer.encode(texts)).to(state.device)
+
+
+def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
+    if dataset_meta is None:
+        raise VolarError("a new volar policy needs a dataset with a contract; or name a trained one: --policy.path")
+    contract = load_contract(Path(dataset_meta.root))
+    chosen = {name: getattr(config, name) for name in ("chunk_length", "execute_steps")}
+    contract = replace(contract, **{name: value for name, value in chosen.items() if value is not None})
+    architecture = config.architecture()
+    if architecture.tokenizer != "bins":
+        raise VolarError(f"tokenizer {architecture.tokenizer!r} is trained by volar-train; start from its directory")
+    tokenizer = InstructionTokenizer.load(length=architecture.text_length)
+    return VolarModel(architecture, contract), contract, tokenizer.with_words(map(str, dataset_meta.tasks.index))
