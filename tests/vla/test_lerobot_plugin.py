@@ -23,6 +23,7 @@ from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import PIPELINES, save_policy
+from volar.vla.train import TrainConfig, train
 
 PLUGIN = "volar.vla.lerobot_plugin"
 Look = Callable[[int], Observation]
@@ -163,3 +164,23 @@ def test_another_chunk_than_the_contract_s_is_an_error(saved: Path) -> None:
 
     with pytest.raises(VolarError, match="chunk_length is 5, but the contract of the policy says 8"):
         VolarPolicy.from_pretrained(saved, config=LeRobotConfig(device="cpu", chunk_length=5))
+
+
+def test_make_policy_opens_what_our_trainer_wrote(
+    settings: Callable[..., TrainConfig], episodes: Path, look: Look
+) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies.factory import make_policy
+
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+
+    config = settings(steps=1)
+    train(config)
+    directory = config.output / "checkpoints" / "last" / "pretrained_model"
+    read = LeRobotConfig.from_pretrained(directory, cli_overrides=["--device=cpu"])
+    read.pretrained_path = directory
+    policy = make_policy(read, ds_meta=LeRobotDatasetMetadata("volar/test", root=episodes))
+    batch = {key: value[None] if torch.is_tensor(value) else value for key, value in lerobot_batch(look(0)).items()}
+    np.testing.assert_allclose(
+        policy.predict_action_chunk(batch)[0].numpy(), load(directory).predict(look(0)).actions, atol=1e-6
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
 
 from volar.robots.errors import VolarError
@@ -49,6 +50,11 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
         """What `VolarModel` is made of. Raises `VolarError` on values that it does not have."""
         names = {f.name for f in fields(volar_config.VolarConfig)} - {"type"}
         return volar_config.VolarConfig.of({name: getattr(self, name) for name in names})
+
+    @property
+    def normalization_mapping(self) -> dict[str, NormalizationMode]:
+        """Identity for all: the graph normalizes. lerobot-train asks when it goes on from a trained policy."""
+        return {kind.value: NormalizationMode.IDENTITY for kind in FeatureType}
 
     @property
     def observation_delta_indices(self) -> None:
