@@ -109,11 +109,11 @@ def write_policy(backbone: Path, decoder: str, chunk: int, folder: Path) -> None
 
 
 def ours(folder: Path, way: str, threads: int) -> Callable[[], object]:
-    """The policy in `folder`, asked for a chunk: `eager`, `bf16`, `compiled`, or an artifact."""
+    """The policy in `folder`, asked for a chunk: `eager`, or an `artifact`."""
     from volar.robots.interface import Observation, Policy
 
     policy: Policy
-    if way.startswith("artifact"):
+    if way == "artifact":
         from volar.robots.exported_policy import ExportedPolicy
 
         policy = ExportedPolicy(folder, threads=threads, verify=False)
@@ -124,8 +124,6 @@ def ours(folder: Path, way: str, threads: int) -> Callable[[], object]:
 
         torch.set_num_threads(threads)
         policy = load(folder)
-        if way == "compiled":
-            policy.graph.model = torch.compile(policy.graph.model)  # type: ignore[assignment]
     rng, contract = np.random.default_rng(0), policy.contract
     seen = Observation(
         {"front": rng.integers(0, 256, (512, 512, 3), np.uint8)},

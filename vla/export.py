@@ -147,17 +147,15 @@ def golden_set(policy: "TorchPolicy") -> dict[str, NDArray[Any]]:
         observation = Observation(
             images, rng.uniform(state.q01, state.q99).astype(np.float32), texts[len(kept["state"]) % len(texts)], 0
         )
-        text = contract.instruction_template.format(instruction=observation.instruction)
-        ids = policy.tokenizer.encode([text])
+        tensors = policy.tensors(observation)
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(image)[None] for name, image in images.items()}
-            proprio = torch.from_numpy(observation.state)[None]
-            actions, points, margin = policy.graph.answer(tensors, proprio, torch.from_numpy(ids))
+            actions, points, margin = policy.graph.answer(*tensors)
         if float(margin) < 1e-3:
             continue
         for name, image in images.items():
             kept.setdefault(f"image.{name}", []).append(image)
-        row = {"state": observation.state, "input_ids": ids[0], "instruction": np.array(observation.instruction)}
+        ids = tensors[-1][0].numpy()
+        row = {"state": observation.state, "input_ids": ids, "instruction": np.array(observation.instruction)}
         for key, value in (row | {"actions": actions[0].numpy(), "points": points[0].numpy()}).items():
             kept[key].append(value)
     else:

@@ -125,15 +125,18 @@ class TorchPolicy:
     def predict(self, observation: Observation) -> ActionChunk:
         """Raises `ContractError` when cameras or state are not the contract's."""
         check_observation(self.contract, observation)
-        images = {c.name: torch.tensor(observation.images[c.name])[None].to(self.device) for c in self.contract.cameras}
-        text = self.contract.instruction_template.format(instruction=observation.instruction)
-        ids = torch.from_numpy(self.tokenizer.encode([text])).to(self.device)
         noise = None
         if self.graph.model.config.decoder == "flow":
             noise = torch.randn(1, *self.graph.model.action_shape, generator=self._noise).to(self.device)
-        state = torch.from_numpy(observation.state)[None].to(self.device)
-        actions, _ = self.graph(images, state, ids, noise)
+        actions, _ = self.graph(*self.tensors(observation), noise)
         return ActionChunk(actions[0].cpu().numpy(), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)
+
+    def tensors(self, observation: Observation) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What the graph takes of one observation: images, state and token ids, each with a batch of one."""
+        images = {c.name: torch.tensor(observation.images[c.name])[None].to(self.device) for c in self.contract.cameras}
+        text = self.contract.instruction_template.format(instruction=observation.instruction)
+        ids = torch.from_numpy(self.tokenizer.encode([text])).to(self.device)
+        return images, torch.tensor(observation.state)[None].to(self.device), ids
 
 
 def save_policy(directory: Path, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:

@@ -65,10 +65,8 @@ def sure(policy: TorchPolicy, seen: Observation) -> NDArray[np.bool_]:
     """(H, A): where the best token leads the second by more than rounding moves either."""
     import torch
 
-    images = {c.name: torch.tensor(seen.images[c.name])[None] for c in policy.contract.cameras}
-    ids = policy.tokenizer.encode([policy.contract.instruction_template.format(instruction=seen.instruction)])
     with torch.inference_mode():
-        logits = policy.graph.outputs(images, torch.from_numpy(seen.state)[None], torch.from_numpy(ids)).action_logits
+        logits = policy.graph.outputs(*policy.tensors(seen)).action_logits
     best = logits[0].topk(2, -1).values
     lead: NDArray[np.bool_] = (best[..., 0] - best[..., 1] > 1e-4).numpy()
     return lead
