@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from volar.vla.losses import imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
 from volar.vla.processor_volar import InferenceGraph, save_policy
 
+IMAGES = "observation.images."
 Parts = tuple[VolarModel, PolicyContract, InstructionTokenizer]
 
 
@@ -46,6 +48,7 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
             if wanted not in (None, found):
                 raise VolarError(f"{name} is {wanted}, but the contract of the policy says {found}")
             setattr(config, name, found)
+        config.input_features, config.output_features = _features(self.contract)
         self.graph = InferenceGraph(model, self.contract)
         action = Normalizer.of_contract(self.contract, "action")
         self.register_buffer("action_offset", torch.tensor(action.offset, dtype=torch.float32), persistent=False)
@@ -113,18 +116,30 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         return self._queue.popleft()
 
     def _inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        keys = [f"observation.images.{c.name}" for c in self.contract.cameras]
-        missing = [key for key in (*keys, "observation.state", "task") if key not in batch]
+        features = self.config.input_features
+        missing = [key for key in (*features, "task") if key not in batch]
         if missing:
             raise VolarError(f"the batch lacks {missing}; it has {sorted(batch)}: rename them with --rename_map")
+        for key, feature in features.items():
+            if (found := tuple(batch[key].shape[1:])) != feature.shape:
+                raise VolarError(f"{key} is {found} in the batch; the policy's contract wants {feature.shape}")
         images = {
-            camera.name: (batch[key] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-            for camera, key in zip(self.contract.cameras, keys, strict=True)
+            key.removeprefix(IMAGES): (batch[key] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+            for key, feature in features.items()
+            if feature.type is FeatureType.VISUAL
         }
         tasks = [batch["task"]] if isinstance(batch["task"], str) else batch["task"]
         texts = [self.contract.instruction_template.format(instruction=task) for task in tasks]
         state = batch["observation.state"]
         return images, state, torch.from_numpy(self.tokenizer.encode(texts)).to(state.device)
+
+
+def _features(contract: PolicyContract) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
+    """What goes in and comes out, as LeRobot says it: images (3, H, W) in the contract's order, and numbers."""
+    images = {IMAGES + c.name: PolicyFeature(FeatureType.VISUAL, (3, c.height, c.width)) for c in contract.cameras}
+    state = PolicyFeature(FeatureType.STATE, (len(contract.state_names),))
+    action = PolicyFeature(FeatureType.ACTION, (contract.action.size,))
+    return images | {"observation.state": state}, {"action": action}
 
 
 def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
