@@ -9,7 +9,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.utils import freeze_after_episode_end
 
-from volar.robots.errors import Unknown
+from volar.robots.errors import Unknown, UsageError
 from volar.robots.spec import load_robot, robot_name
 from volar.sim.lerobot_plugin.environment import LeRobotEnv
 from volar.sim.randomization import Randomization
@@ -40,6 +40,8 @@ class VolarEnv(EnvConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         spec = load_robot(robot_name(self.robot, self.asset))
         self.tasks = _tasks(self.task)
+        if not self.cameras:
+            raise UsageError(f"cameras is empty; LeRobot films the first one, so name one of {list(spec.cameras)}")
         for camera in self.cameras:
             if camera not in spec.cameras:
                 raise Unknown("camera", camera, spec.cameras)
