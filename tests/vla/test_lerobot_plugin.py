@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from volar.datasets.episode import POINTS_SHAPE, Episode
 from volar.datasets.episode_writer import EpisodeWriter
@@ -26,6 +28,7 @@ from volar.vla.processor_volar import PIPELINES, save_policy
 from volar.vla.train import TrainConfig, train
 
 PLUGIN = "volar.vla.lerobot_plugin"
+SMALL = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
 Look = Callable[[int], Observation]
 
 
@@ -35,10 +38,11 @@ def saved(tmp_path: Path, model: VolarModel, contract: PolicyContract) -> Path:
     return tmp_path / "policy"
 
 
-@pytest.fixture
-def episodes(tmp_path: Path, contract: PolicyContract) -> Path:
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory, contract: PolicyContract) -> Path:
     """A LeRobot dataset of three short episodes, written as volar-collect does."""
-    writer = EpisodeWriter.create(tmp_path / "episodes", contract, shard_episodes=4, source={"seed": 0})
+    folder = tmp_path_factory.mktemp("lerobot") / "episodes"
+    writer = EpisodeWriter.create(folder, contract, shard_episodes=4, source={"seed": 0})
     for number in range(3):
         rng = np.random.default_rng(number)
         writer.append(
@@ -54,7 +58,31 @@ def episodes(tmp_path: Path, contract: PolicyContract) -> Path:
             )
         )
     writer.finalize()
-    return tmp_path / "episodes"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(episodes: Path) -> Path:
+    """What lerobot-train leaves of four steps, with checkpoints after each two."""
+    output = episodes.parent / "run"
+    lerobot_train(
+        *("--policy.type=volar", f"--policy.backbone={json.dumps(SMALL)}", "--policy.device=cpu"),
+        *("--policy.push_to_hub=false", "--policy.chunk_length=8", "--policy.execute_steps=4"),
+        *("--dataset.repo_id=volar/test", f"--dataset.root={episodes}", f"--output_dir={output}", "--steps=4"),
+        *("--batch_size=4", "--num_workers=0", "--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false"),
+    )
+    return output
+
+
+def lerobot_train(*words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.discover_packages_path={PLUGIN}", *words],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def lerobot_batch(observation: Observation) -> dict[str, Any]:
@@ -105,28 +133,23 @@ def test_every_field_of_a_policy_is_known_to_lerobot() -> None:
     assert LeRobotConfig(device="cpu").architecture() == VolarConfig()
 
 
-def test_lerobot_train_writes_what_we_open(episodes: Path, tmp_path: Path, look: Look) -> None:
-    output = tmp_path / "lerobot_run"
-    small = '{"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}'
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.discover_packages_path={PLUGIN}"),
-            *("--policy.type=volar", f"--policy.backbone={small}", "--policy.device=cpu", "--policy.push_to_hub=false"),
-            *("--policy.chunk_length=8", "--policy.execute_steps=4", "--dataset.repo_id=volar/test"),
-            *(f"--dataset.root={episodes}", f"--output_dir={output}", "--steps=2", "--batch_size=4", "--num_workers=0"),
-            *("--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false", "--log_freq=1"),
-        ],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    directory = output / "checkpoints" / "last" / "pretrained_model"
+def test_lerobot_train_writes_what_we_open(run: Path, episodes: Path, look: Look) -> None:
+    directory = run / "checkpoints" / "last" / "pretrained_model"
     policy = load(directory)
     assert policy.contract.statistics == load_contract(episodes).statistics
     assert policy.tokenizer.unknown_words("lift the zyx block") == ()
     acts_the_same(directory, look)
+
+
+def test_lerobot_train_resumes_to_the_same_weights(run: Path) -> None:
+    weights = run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors"
+    uninterrupted = load_file(weights)
+    shutil.rmtree(run / "checkpoints" / "000004")
+    lerobot_train(f"--config_path={run}/checkpoints/000002/pretrained_model/train_config.json", "--resume=true")
+    again, halfway = load_file(weights), load_file(str(weights).replace("000004", "000002"))
+    for name, value in uninterrupted.items():
+        torch.testing.assert_close(again[name], value, atol=0, rtol=0)
+    assert any(not torch.equal(halfway[name], value) for name, value in uninterrupted.items())
 
 
 def test_the_loss_falls(episodes: Path) -> None:
@@ -136,9 +159,8 @@ def test_the_loss_falls(episodes: Path) -> None:
     from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
 
     torch.manual_seed(0)
-    small = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
     policy = VolarPolicy(
-        LeRobotConfig(device="cpu", backbone=small), LeRobotDatasetMetadata("volar/test", root=episodes)
+        LeRobotConfig(device="cpu", backbone=SMALL), LeRobotDatasetMetadata("volar/test", root=episodes)
     )
     batch = {f"observation.images.{c.name}": torch.rand(4, 3, 32, 32) for c in policy.contract.cameras}
     batch |= {
