@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from volar.robots.contract import ContractError
 from volar.robots.errors import Unknown, UsageError
 from volar.robots.policies import default_policy
 from volar.sim.closed_loop import episode_seed
@@ -77,7 +78,7 @@ def test_a_suite_is_its_tasks_and_features_are_what_is_seen() -> None:
     observation, _ = envs["lift"][0].reset(seed=[7])
     seen = preprocess_observation(observation)
     features = env_to_policy_features(config)
-    assert {key: tuple(value.shape[1:]) for key, value in seen.items()} == {
+    assert {key: tuple(value.shape[1:]) for key, value in seen.items() if key != "observation.body"} == {
         key: feature.shape for key, feature in features.items() if key != "action"
     }
     assert envs["lift"][0].single_action_space.shape == features["action"].shape
@@ -111,3 +112,59 @@ def test_actions_a_second_are_those_of_the_robot_or_told() -> None:
     assert group[0].metadata["render_fps"] == 20
     assert group[0].call("_max_episode_steps") == (2 * TaskWorld("lift", cameras=()).task.max_steps,)
     group[0].close()
+
+
+def test_a_policy_of_another_body_is_refused() -> None:
+    """The one thing LeRobot compares is names of cameras, and both robots have the same."""
+    from lerobot.scripts.lerobot_eval import rollout
+
+    policy, pipelines = volar_policy()
+    for settings, said in (({"robot": "ur5e"}, "robot: policy wants fr3, found ur5e"), ({"fps": 20}, "the environment 20: --env.fps=10")):
+        (group,) = VolarEnv(episode_length=1, **settings).create_envs(1).values()
+        with pytest.raises(ContractError, match=said):
+            rollout(group[0], policy, *VolarEnv().get_env_processors(), *pipelines, seeds=[0])
+        group[0].close()
+
+
+def test_a_policy_of_lerobots_own_acts_here() -> None:
+    from lerobot.envs.utils import env_to_policy_features
+    from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+    from lerobot.scripts.lerobot_eval import rollout
+
+    environment = VolarEnv(task="lift", image_size=64, cameras=["front"], episode_length=3)
+    features = env_to_policy_features(environment)
+    config = make_policy_config(
+        "act",
+        device="cpu",
+        input_features={key: feature for key, feature in features.items() if key != "action"},
+        output_features={"action": features["action"]},
+        chunk_size=3,
+        n_action_steps=3,
+        dim_model=32,
+        n_heads=2,
+        dim_feedforward=32,
+        n_encoder_layers=1,
+        n_vae_encoder_layers=1,
+        latent_dim=8,
+        pretrained_backbone_weights=None,
+    )
+    policy = get_policy_class("act")(config).eval()
+    pipelines = make_pre_post_processors(config)
+    (group,) = environment.create_envs(2).values()
+    done = rollout(group[0], policy, *environment.get_env_processors(), *pipelines, seeds=[0, 1])
+    assert done["action"].shape == (2, 3, 7)
+    assert done["done"][:, -1].all()
+    group[0].close()
+
+
+def volar_policy() -> tuple[Any, Any]:
+    """The shipped one, as LeRobot loads it: the policy and its two pipelines."""
+    from importlib import import_module
+
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    import_module(POLICY)
+    folder = default_policy()
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
+    return get_policy_class("volar").from_pretrained(folder), make_pre_post_processors(config, str(folder))
