@@ -33,6 +33,7 @@ LEROBOT_FIELDS = frozenset(
         "chunk_length",
         "execute_steps",
         "learning_rate",
+        "discover_packages_path",
     ]
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from volar.datasets.episode import POINTS_SHAPE, Episode
 from volar.datasets.episode_writer import EpisodeWriter
@@ -18,6 +20,8 @@ from volar.datasets.lerobot_format import load_contract
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.interface import Observation
+from volar.vla.action_tokenizers.fast import Fast
+from volar.vla.backbone import BackboneConfig
 from volar.vla.checkpoint_policy import load
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
@@ -26,6 +30,7 @@ from volar.vla.processor_volar import PIPELINES, save_policy
 from volar.vla.train import TrainConfig, train
 
 PLUGIN = "volar.vla.lerobot_plugin"
+SMALL = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
 Look = Callable[[int], Observation]
 
 
@@ -35,10 +40,11 @@ def saved(tmp_path: Path, model: VolarModel, contract: PolicyContract) -> Path:
     return tmp_path / "policy"
 
 
-@pytest.fixture
-def episodes(tmp_path: Path, contract: PolicyContract) -> Path:
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory, contract: PolicyContract) -> Path:
     """A LeRobot dataset of three short episodes, written as volar-collect does."""
-    writer = EpisodeWriter.create(tmp_path / "episodes", contract, shard_episodes=4, source={"seed": 0})
+    folder = tmp_path_factory.mktemp("lerobot") / "episodes"
+    writer = EpisodeWriter.create(folder, contract, shard_episodes=4, source={"seed": 0})
     for number in range(3):
         rng = np.random.default_rng(number)
         writer.append(
@@ -54,7 +60,32 @@ def episodes(tmp_path: Path, contract: PolicyContract) -> Path:
             )
         )
     writer.finalize()
-    return tmp_path / "episodes"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(episodes: Path) -> Path:
+    """What lerobot-train leaves of four steps, with checkpoints after each two."""
+    output = episodes.parent / "run"
+    lerobot_train(
+        episodes.parent,
+        *("--policy.type=volar", f"--policy.backbone={json.dumps(SMALL)}", "--policy.device=cpu"),
+        *("--policy.push_to_hub=false", "--policy.chunk_length=8", "--policy.execute_steps=4"),
+        *("--dataset.repo_id=volar/test", f"--dataset.root={episodes}", f"--output_dir={output}", "--steps=4"),
+        *("--batch_size=4", "--num_workers=0", "--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false"),
+    )
+    return output
+
+
+def lerobot_train(home: Path, *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.discover_packages_path={PLUGIN}", *words],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def lerobot_batch(observation: Observation) -> dict[str, Any]:
@@ -64,7 +95,7 @@ def lerobot_batch(observation: Observation) -> dict[str, Any]:
 
 
 def acts_the_same(directory: Path, look: Look) -> None:
-    """Opened by LeRobot's loader and processors, and by ours."""
+    """Opened by LeRobot's loader and processors, and by ours; where something is drawn, from the same noise."""
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     from lerobot.utils.import_utils import register_third_party_plugins
@@ -76,7 +107,7 @@ def acts_the_same(directory: Path, look: Look) -> None:
     before, after = make_pre_post_processors(config, str(directory))
     ours = load(directory)
     for seed in range(3):
-        expected = ours.predict(look(seed)).actions
+        expected = ours.graph(*ours.tensors(look(seed)))[0][0].detach().numpy()
         theirs.reset()
         chunk = after(theirs.predict_action_chunk(before(lerobot_batch(look(seed)))))
         np.testing.assert_allclose(chunk[0].numpy(), expected, atol=1e-6)
@@ -105,57 +136,67 @@ def test_every_field_of_a_policy_is_known_to_lerobot() -> None:
     assert LeRobotConfig(device="cpu").architecture() == VolarConfig()
 
 
-def test_lerobot_train_writes_what_we_open(episodes: Path, tmp_path: Path, look: Look) -> None:
-    output = tmp_path / "lerobot_run"
-    small = '{"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}'
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.discover_packages_path={PLUGIN}"),
-            *("--policy.type=volar", f"--policy.backbone={small}", "--policy.device=cpu", "--policy.push_to_hub=false"),
-            *("--policy.chunk_length=8", "--policy.execute_steps=4", "--dataset.repo_id=volar/test"),
-            *(f"--dataset.root={episodes}", f"--output_dir={output}", "--steps=2", "--batch_size=4", "--num_workers=0"),
-            *("--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false", "--log_freq=1"),
-        ],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    directory = output / "checkpoints" / "last" / "pretrained_model"
+def test_lerobot_train_writes_what_we_open(run: Path, episodes: Path, look: Look) -> None:
+    directory = run / "checkpoints" / "last" / "pretrained_model"
     policy = load(directory)
     assert policy.contract.statistics == load_contract(episodes).statistics
     assert policy.tokenizer.unknown_words("lift the zyx block") == ()
     acts_the_same(directory, look)
 
 
-def test_the_loss_falls(episodes: Path) -> None:
+def test_lerobot_train_resumes_to_the_same_weights(run: Path) -> None:
+    weights = run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors"
+    uninterrupted = load_file(weights)
+    shutil.rmtree(run / "checkpoints" / "000004")
+    checkpoint = run / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
+    lerobot_train(run.parent, f"--config_path={checkpoint}", "--resume=true")
+    again, halfway = load_file(weights), load_file(str(weights).replace("000004", "000002"))
+    for name, value in uninterrupted.items():
+        torch.testing.assert_close(again[name], value, atol=0, rtol=0)
+    assert any(not torch.equal(halfway[name], value) for name, value in uninterrupted.items())
+
+
+@pytest.mark.parametrize(
+    ("decoder", "tokenizer"),
+    [("parallel", "bins"), ("autoregressive", "bins"), ("autoregressive", "fast"), ("flow", "bins")],
+)
+def test_every_decoder_learns_and_acts_in_lerobot(
+    decoder: Any, tokenizer: str, episodes: Path, contract: PolicyContract, tmp_path: Path, look: Look
+) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 
     from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
     from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
 
     torch.manual_seed(0)
-    small = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
-    policy = VolarPolicy(
-        LeRobotConfig(device="cpu", backbone=small), LeRobotDatasetMetadata("volar/test", root=episodes)
-    )
+    if tokenizer == "fast":  # trained by ours, on demonstrations; LeRobot goes on from there
+        fast = Fast.train(np.zeros((20, 8, 7)))
+        sizes: dict[str, Any] = {"decoder": decoder, "tokenizer": "fast", "action_tokens": fast.size}
+        network = VolarModel(VolarConfig(BackboneConfig(**SMALL), **sizes), contract, tokenizer=fast)
+        save_policy(tmp_path / "begun", network, contract, InstructionTokenizer.load())
+        policy = VolarPolicy.from_pretrained(tmp_path / "begun")
+    else:
+        config = LeRobotConfig(device="cpu", backbone=SMALL, decoder=decoder, expert_width=32)
+        policy = VolarPolicy(config, LeRobotDatasetMetadata("volar/test", root=episodes))
     batch = {f"observation.images.{c.name}": torch.rand(4, 3, 32, 32) for c in policy.contract.cameras}
     batch |= {
         "observation.state": torch.zeros(4, 10),
-        "action": torch.zeros(4, 8, 7),
+        "action": policy.action_offset.expand(4, 8, 7),  # 0 when normalized
         "task": ["lift the zyx block"] * 4,
+        "action_is_pad": torch.zeros(4, 8, dtype=torch.bool),
     }
-    batch["action_is_pad"] = torch.zeros(4, 8, dtype=torch.bool)
-    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
     losses = []
     for _ in range(10):
+        torch.manual_seed(1)  # the noise of flow
         loss, parts = policy.forward(batch)
         losses.append(parts["total"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert losses[-1] < losses[0] - 0.1
+    policy.save_pretrained(tmp_path / "learned")
+    acts_the_same(tmp_path / "learned", look)
 
 
 def test_another_chunk_than_the_contract_s_is_an_error(saved: Path) -> None:
@@ -184,3 +225,22 @@ def test_make_policy_opens_what_our_trainer_wrote(
     np.testing.assert_allclose(
         policy.predict_action_chunk(batch)[0].numpy(), load(directory).predict(look(0)).actions, atol=1e-6
     )
+
+
+def test_a_policy_says_what_it_takes_and_refuses_another_size(saved: Path, contract: PolicyContract) -> None:
+    """A network would resize; the contract does not allow it, and neither loader has another word on it."""
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    policy = VolarPolicy.from_pretrained(saved)
+    shapes = {key: feature.shape for key, feature in policy.config.input_features.items()}
+    assert shapes == {"observation.images.front": (3, 32, 32), "observation.images.wrist": (3, 32, 32)} | {
+        "observation.state": (len(contract.state_names),)
+    }
+    batch: dict[str, Any] = {key: torch.zeros(1, *shape) for key, shape in shapes.items()} | {"task": "lift"}
+    policy.select_action(batch)
+    for key, wrong in (("observation.images.wrist", (3, 64, 64)), ("observation.state", (7,))):
+        with pytest.raises(VolarError, match=f"{key} is .*; the policy's contract wants"):
+            policy.predict_action_chunk(batch | {key: torch.zeros(1, *wrong)})
+    del batch["observation.images.front"]
+    with pytest.raises(VolarError, match=r"lacks .*images\.front"):
+        policy.predict_action_chunk(batch)

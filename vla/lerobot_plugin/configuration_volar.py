@@ -24,6 +24,8 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
 
     `chunk_length`: H, `execute_steps`: how many of them are done before the next; None: as the dataset's contract
     has it. A policy that was already trained keeps those of its contract, and other values raise.
+    `discover_packages_path` has done its work when this exists: beside `--policy.path`, LeRobot takes its own flag for
+    a field of the policy.
     """
 
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     chunk_length: int | None = None
     execute_steps: int | None = None
     learning_rate: float = 3e-4  # as the trainer's default
+    discover_packages_path: str | None = None
 
     def architecture(self) -> volar_config.VolarConfig:
         """What `VolarModel` is made of. Raises `VolarError` on values that it does not have."""

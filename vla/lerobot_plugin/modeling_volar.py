@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from volar.datasets.lerobot_format import load_contract
 from volar.datasets.normalizer import Normalizer
-from volar.robots.contract import PolicyContract
+from volar.robots.contract import ContractError, PolicyContract, require
 from volar.robots.errors import VolarError
+from volar.robots.spec import load_robot
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.lerobot_plugin.configuration_volar import VolarConfig
@@ -24,12 +26,15 @@ from volar.vla.losses import imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
 from volar.vla.processor_volar import InferenceGraph, save_policy
 
+IMAGES, BODY = "observation.images.", "observation.body"
 Parts = tuple[VolarModel, PolicyContract, InstructionTokenizer]
 
 
 class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
     """Keys: `observation.images.CAMERA` (B, 3, H, W) in [0, 1], `observation.state` (B, S), `task` B strings.
 
+    `observation.body` (B, bytes), which our environment gives: `ROBOT RATE`, compared with the contract. Raises
+    `VolarError` on what is missing or of another size, `ContractError` for a robot that the policy does not fit.
     `parts`: of a trained policy. Without them a new network under the contract of `dataset_meta`'s dataset.
     """
 
@@ -46,10 +51,12 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
             if wanted not in (None, found):
                 raise VolarError(f"{name} is {wanted}, but the contract of the policy says {found}")
             setattr(config, name, found)
+        config.input_features, config.output_features = _features(self.contract)
         self.graph = InferenceGraph(model, self.contract)
         action = Normalizer.of_contract(self.contract, "action")
         self.register_buffer("action_offset", torch.tensor(action.offset, dtype=torch.float32), persistent=False)
         self.register_buffer("action_scale", torch.tensor(action.scale, dtype=torch.float32), persistent=False)
+        self._fits: set[str] = set()
         self.reset()
         self.to(config.device)
 
@@ -113,18 +120,43 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         return self._queue.popleft()
 
     def _inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        keys = [f"observation.images.{c.name}" for c in self.contract.cameras]
-        missing = [key for key in (*keys, "observation.state", "task") if key not in batch]
+        features = self.config.input_features
+        missing = [key for key in (*features, "task") if key not in batch]
         if missing:
             raise VolarError(f"the batch lacks {missing}; it has {sorted(batch)}: rename them with --rename_map")
+        for key, feature in features.items():
+            if (found := tuple(batch[key].shape[1:])) != feature.shape:
+                raise VolarError(f"{key} is {found} in the batch; the policy's contract wants {feature.shape}")
+        if BODY in batch:
+            self._require_body(batch[BODY])
         images = {
-            camera.name: (batch[key] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-            for camera, key in zip(self.contract.cameras, keys, strict=True)
+            key.removeprefix(IMAGES): (batch[key] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+            for key, feature in features.items()
+            if feature.type is FeatureType.VISUAL
         }
         tasks = [batch["task"]] if isinstance(batch["task"], str) else batch["task"]
         texts = [self.contract.instruction_template.format(instruction=task) for task in tasks]
         state = batch["observation.state"]
         return images, state, torch.from_numpy(self.tokenizer.encode(texts)).to(state.device)
+
+    def _require_body(self, codes: Tensor) -> None:
+        text = bytes(codes.flatten(0, -2)[0].to(torch.uint8).tolist()).rstrip(b"\0").decode()
+        if text in self._fits:
+            return
+        robot, rate_hz = text.split(" ")
+        require(self.contract, load_robot(robot))
+        if float(rate_hz) != self.contract.action.rate_hz:
+            wanted = f"{self.contract.action.rate_hz:g}"
+            raise ContractError(f"the policy acts {wanted} times a second, the environment {rate_hz}: --env.fps={wanted}")
+        self._fits.add(text)
+
+
+def _features(contract: PolicyContract) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
+    """What goes in and comes out, as LeRobot says it: images (3, H, W) in the contract's order, and numbers."""
+    images = {IMAGES + c.name: PolicyFeature(FeatureType.VISUAL, (3, c.height, c.width)) for c in contract.cameras}
+    state = PolicyFeature(FeatureType.STATE, (len(contract.state_names),))
+    action = PolicyFeature(FeatureType.ACTION, (contract.action.size,))
+    return images | {"observation.state": state}, {"action": action}
 
 
 def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
