@@ -253,7 +253,7 @@ class VolarModel(nn.Module):
             return self.backbone.embed_words(input_ids), dict.fromkeys(MARKERS, input_ids[:, :0, None])
         around = torch.tensor([ids], device=input_ids.device).expand(len(input_ids), -1)
         embedded = self.backbone.embed_words(torch.cat([around, input_ids], 1))
-        *markers, words = embedded.split([*map(len, known.values()), input_ids.shape[1]], 1)
+        *markers, words = torch.split(embedded, [*map(len, known.values()), input_ids.shape[1]], 1)
         return words, dict(zip(MARKERS, markers, strict=True))
 
     def _proprioception(self, state: Tensor) -> Tensor:
