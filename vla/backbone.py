@@ -177,6 +177,12 @@ class Backbone(nn.Module):
         """(B, T) -> bool (B, T): False for padding."""
         return input_ids > 0 if self.family.words_first else input_ids >= 0
 
+    def without_padding(self, input_ids: Tensor) -> Tensor:
+        """(B, T) -> (B, t): up to the longest text's end, where padding changes nothing but the time it takes."""
+        if self.family.words_first:  # padding takes positions
+            return input_ids
+        return input_ids[:, : int(self.present(input_ids).sum(1).max())]
+
     def arrange(self, pieces: list[Piece], start: Tensor | None = None) -> Sequence:
         """The pieces one after another, from position `start` (B,); the family's first by default.
 

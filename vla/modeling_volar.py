@@ -30,6 +30,7 @@ from volar.vla.instruction_tokenizer import WORDS
 from volar.vla.qwen_vision import Features
 
 VOCABULARY = WORDS + BINS  # of tiny with a parallel decoder
+MARKERS = ("head", "image_start", "image_end")  # of a pretrained model's prompt: ids in its configuration
 
 
 @dataclass(frozen=True)
@@ -191,19 +192,20 @@ class VolarModel(nn.Module):
         backbone, batch = self.backbone, len(state)
         if camera_mask is None:
             camera_mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
-        words = [Piece(backbone.embed_words(input_ids), backbone.present(input_ids))]  # (B, T, D)
+        embedded, markers = self._embed_texts(input_ids)
+        words = [Piece(embedded, backbone.present(input_ids))]  # (B, T, D)
         first = backbone.family.words_first
-        pieces = words if first else self._marker("head", torch.ones_like(camera_mask[:, 0]))
+        pieces = words if first else _marker(markers["head"], torch.ones_like(camera_mask[:, 0]))
         view = (0, 0)
         for i, features in enumerate(self._views(pixels)):
-            pieces = pieces + self._marker("image_start", camera_mask[:, i])
+            pieces = pieces + _marker(markers["image_start"], camera_mask[:, i])
             tokens = features[0].shape[1]
             if i == 0:
                 before = sum(piece.embeddings.shape[1] for piece in pieces)
                 view = (before, before + tokens)
             there = camera_mask[:, i, None].expand(-1, tokens)
             pieces.append(Piece(features[0], there, self.config.camera_tokens[i], tuple(features[1:])))
-            pieces += self._marker("image_end", camera_mask[:, i])
+            pieces += _marker(markers["image_end"], camera_mask[:, i])
         queries = self.point_queries.expand(batch, -1, -1)
         pieces += [*([] if first else words), *(_all_there(x) for x in (self._proprioception(state), queries))]
         return Prefix(pieces, view, state)
@@ -245,13 +247,19 @@ class VolarModel(nn.Module):
         ]
         return [[view[0] + self.camera_embedding[i], *view[1:]] for i, view in enumerate(views)]
 
-    def _marker(self, which: str, there: Tensor) -> list[Piece]:
-        """The ids that a pretrained model has at that place of a prompt, if any; there: bool (B,)."""
-        ids = getattr(self.config.backbone, which, ())
+    def _embed_texts(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Words (B, T) -> (B, T, D); and what a pretrained model has at other places of a prompt, each (B, n, D).
+
+        Looked up at once: every look-up would leave a gradient as large as the vocabulary.
+        """
+        known = {name: getattr(self.config.backbone, name, ()) for name in MARKERS}
+        ids = [id_ for marker in known.values() for id_ in marker]
         if not ids:
-            return []
-        embedded = self.backbone.embed_words(torch.tensor([ids], device=there.device))
-        return [Piece(embedded.expand(len(there), -1, -1), there[:, None].expand(-1, len(ids)))]
+            return self.backbone.embed_words(input_ids), dict.fromkeys(MARKERS, input_ids[:, :0, None])
+        around = torch.tensor([ids], device=input_ids.device).expand(len(input_ids), -1)
+        embedded = self.backbone.embed_words(torch.cat([around, input_ids], 1))
+        *markers, words = torch.split(embedded, [*map(len, known.values()), input_ids.shape[1]], 1)
+        return words, dict(zip(MARKERS, markers, strict=True))
 
     def _proprioception(self, state: Tensor) -> Tensor:
         """Normalized state (B, S) -> (B, 1, D), or (B, S, D) with a token for each number: its bin in [-1, 1]."""
@@ -266,6 +274,12 @@ class VolarModel(nn.Module):
 def last_of_prompt(prefix: Prefix, hidden: Tensor) -> Tensor:
     """Of the prefix's hidden states (B, P.., D), that of the last token before the point queries: (B, D)."""
     return hidden[:, prefix.length - POINTS - 1]
+
+
+def _marker(embedded: Tensor, there: Tensor) -> list[Piece]:
+    """Embedded (B, n, D), if any; there: bool (B,)."""
+    n = embedded.shape[1]
+    return [Piece(embedded, there[:, None].expand(-1, n))] if n else []
 
 
 def _all_there(embeddings: Tensor) -> Piece:

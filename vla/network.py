@@ -21,7 +21,8 @@ from volar.vla.modeling_volar import VolarModel
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
 
-CHOSEN = ("decoder", "state_as", "lora_rank", *PARTS)  # settings that `init` brings along where they are left away
+# Settings that `init` brings along where they are left away.
+CHOSEN = ("decoder", "state_as", "lora_rank", "expert_width", *PARTS)
 _DECODERS_OWN = ("action_queries", "action_head.", "decoder.", "state_projection.")  # weights
 
 
@@ -137,6 +138,8 @@ def _from_policy(
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
         chosen = chosen | {"tokenizer": config.tokenizer, "action_tokens": actions.size}
     wanted = replace(before.config, **chosen)
+    if config.expert_width is not None and wanted.decoder != "flow":
+        raise UsageError(f"expert_width is for decoder=flow; {config.init} has decoder={wanted.decoder}")
     merge(before)
     plain = replace(wanted, vision="full", connector="full", language="full")
     keep = None if isinstance(backbone, BackboneConfig) else before.backbone

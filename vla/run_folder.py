@@ -25,9 +25,8 @@ def check_output(
         return
     if not path.is_file():
         raise VolarError(f"{output} holds no {kind} to resume; leave resume=true away to start one")
-    before = json.loads(path.read_text())
-    changed = [
-        f"{key}: was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
-    ]
+    # A setting that came later was left away.
+    before = dict.fromkeys(settings, str(None)) | json.loads(path.read_text())
+    changed = [f"{key}: was {before[key]}, is {value}" for key, value in settings.items() if before[key] != value]
     if changed:
         raise VolarError(f"{output} was trained with other settings ({'; '.join(changed)})")

@@ -76,6 +76,9 @@ class TrainConfig:
     decoder: Literal["parallel", "autoregressive", "flow"] | None = field(
         default=None, metadata={"help": "how actions come out; parallel, or that of init"}
     )
+    expert_width: int | None = field(
+        default=None, metadata={"help": "hidden size of the action expert of decoder=flow; 256, or that of init"}
+    )
     state_as: Literal["projected", "tokens"] | None = field(
         default=None, metadata={"help": "proprioception: one embedding, or a token a number; projected, or as in init"}
     )
@@ -129,7 +132,7 @@ class TrainConfig:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give steps=N or minutes=M, one of the two")
         positive = ("steps", "minutes", "width", "layers", "chunk_length", "execute_steps", "batch_size", "image_size")
-        for name in (*positive, "learning_rate", "warmup_steps", "lora_rank"):
+        for name in (*positive, "learning_rate", "warmup_steps", "lora_rank", "expert_width"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, is {value}")
@@ -153,6 +156,8 @@ class TrainConfig:
             and "lora" not in (self.vision, self.connector, self.language)
         ):
             raise UsageError("lora_rank is for vision=lora, connector=lora or language=lora")
+        if self.expert_width is not None and self.init is None and self.decoder != "flow":
+            raise UsageError("expert_width is for decoder=flow")
         if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
             raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
         if self.scenes is not None and self.stage == "grounding":

@@ -45,6 +45,9 @@ class TrainingRun:
         self.step, self.elapsed_s = 0, 0.0
         if config.gradient_checkpointing:
             compute_twice(bare)
+        if processes.device.type == "cpu" and precision == "bf16":
+            # The fused attention's backward pass takes more than three times as long there (docs/benchmarks.md).
+            bare.backbone.language_model.set_attn_implementation("eager")
         self.bare, self.model = bare, processes.spread(bare.train())
         trained = [p for p in bare.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
@@ -158,7 +161,8 @@ class TrainingRun:
         return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
     def on_device(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
-        """There, and with `pixels`."""
+        """There, and with `pixels`; without the padding that all instructions have."""
+        sample = sample | {"input_ids": self.bare.backbone.without_padding(sample["input_ids"])}
         moved = {key: value.to(self.processes.device, non_blocking=True) for key, value in sample.items()}
         images = {c.name: moved[f"image.{c.name}"] for c in self.contract.cameras}
         return moved | {"pixels": pixels_from_images(images, self.bare.config.backbone.image_size)}

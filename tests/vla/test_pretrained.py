@@ -19,6 +19,7 @@ from volar.robots.tokenize_words import TokenizerError
 from volar.vla.adapters import merge, part_of
 from volar.vla.checkpoint_policy import load, load_parts
 from volar.vla.export import ExportConfig, export
+from volar.vla.modeling_volar import Imitated
 from volar.vla.pretrained import load_pretrained
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_run import TrainingRun
@@ -127,14 +128,35 @@ def test_parts_train_as_they_are_told(settings: Settings, folder: Path, look: Lo
 
 def test_training_goes_on_from_a_policy_with_another_decoder(settings: Settings, folder: Path, tmp_path: Path) -> None:
     train(settings(backbone=str(folder), language="lora", steps=2, output=tmp_path / "first"))
-    train(settings(init=tmp_path / "first", decoder="flow", steps=1))
+    train(settings(init=tmp_path / "first", decoder="flow", expert_width=24, steps=1))
     first, second = (load_parts(tmp_path / run / LAST.relative_to("run"))[0] for run in ("first", "run"))
     assert (second.config.decoder, second.config.language) == ("flow", "lora")
+    assert second.state_dict()["decoder.velocity_out.weight"].shape == (7, 24)
     name = "model.vision_model.embeddings.patch_embedding.weight"
     drift = (first.backbone.model.state_dict()[name] - second.backbone.model.state_dict()[name]).abs().max()
     assert 0 < drift < 0.01
     with pytest.raises(VolarError, match="has backbone=smolvlm, not tiny"):
         train(settings(init=tmp_path / "first", backbone="tiny", overwrite=True))
+    with pytest.raises(UsageError, match=r"decoder=flow; .* has decoder=parallel"):
+        train(settings(init=tmp_path / "first", expert_width=24, overwrite=True))
+
+
+def test_training_spends_nothing_on_padding(settings: Settings, folder: Path) -> None:
+    """Nor on a gradient as large as the vocabulary for every piece of text."""
+    training = TrainingRun.start(settings(backbone=str(folder), decoder="flow"))
+    drawn = training.batch(0)
+    short = training.on_device(drawn)
+    longest = int((drawn["input_ids"] != NO_TOKEN).sum(1).max())
+    assert short["input_ids"].shape[1] == longest < drawn["input_ids"].shape[1]
+    lookups: list[int] = []
+    training.bare.backbone.model.get_input_embeddings().register_forward_hook(lambda *_: lookups.append(1))
+    cut = training.look(short, training.bare)
+    assert len(lookups) == 1
+    whole = training.look(short | {"input_ids": drawn["input_ids"]}, training.bare)
+    assert isinstance(cut, Imitated)
+    assert isinstance(whole, Imitated)
+    torch.testing.assert_close(cut.action_loss, whole.action_loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cut.points, whole.points, atol=1e-5, rtol=1e-5)
 
 
 def test_the_prompt_is_the_models_own(settings: Settings, folder: Path, tmp_path: Path) -> None:
@@ -190,7 +212,7 @@ def test_errors_say_what_is_missing(settings: Settings, folder: Path, tmp_path: 
         train(settings(backbone=str(folder), width=64))
     with pytest.raises(UsageError, match="loses the small steps of connector=full"):
         train(settings(backbone=str(folder), backbone_dtype="bfloat16", vision="frozen", language="lora"))
-    for changes in ({"lora_rank": 4}, {"backbone_dtype": "bfloat16"}, {"image_size": 0}):
+    for changes in ({"lora_rank": 4}, {"backbone_dtype": "bfloat16"}, {"image_size": 0}, {"expert_width": 24}):
         with pytest.raises(UsageError, match=next(iter(changes))):
             settings(**changes)
     with pytest.raises(UsageError, match="one token a number"):

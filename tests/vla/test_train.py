@@ -17,6 +17,7 @@ from volar.vla.instruction_tokenizer import WORDS
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_loop import learning_rate
 from volar.vla.training_run import TrainingRun
+from volar.vla.training_state import load_progress
 
 Settings = Callable[..., TrainConfig]
 
@@ -71,6 +72,18 @@ def test_a_resumed_run_must_be_the_same_run(settings: Settings) -> None:
     train(settings(steps=1))
     with pytest.raises(VolarError, match=r"learning_rate: was 0\.001, is 0\.5"):
         train(settings(resume=True, learning_rate=0.5))
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_without_it(settings: Settings, tmp_path: Path) -> None:
+    train(settings(steps=1))
+    record = next(tmp_path.rglob("train.json"))
+    before = json.loads(record.read_text())
+    assert before.pop("expert_width") == "None"
+    record.write_text(json.dumps(before))
+    with pytest.raises(VolarError, match="expert_width: was None, is 24"):
+        train(settings(resume=True, decoder="flow", expert_width=24))
+    train(settings(steps=2, resume=True))
+    assert load_progress(record.parent / "checkpoints/last/training_state")["step"] == 2
 
 
 def test_a_run_is_not_resumed_on_data_that_has_changed(settings: Settings, dataset: Path) -> None:
