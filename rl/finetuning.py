@@ -135,7 +135,7 @@ def why_stop(config: FinetuneConfig, training: FinetuningRun, metrics: dict[str,
 def _require_apart(config: FinetuneConfig) -> None:
     """The output, which may be replaced, holds none of the inputs."""
     output = config.output.resolve()
-    for path in (config.policy, config.demonstrations):
+    for path in (config.policy, config.demonstrations, config.classifier):
         if path is not None and output in (path.resolve(), *path.resolve().parents):
             raise VolarError(f"output {config.output} holds {path}; give another output")
 

@@ -172,7 +172,8 @@ def _made(source: Source, missing: Sequence[Wanted], folder: Path, workers: int)
         labeller = Labeller(source)
         try:
             for item in missing:
-                yield _write(folder / item.name, labeller.episode(item))
+                write_episode(folder / item.name, labeller.episode(item))
+                yield
         finally:
             labeller.close()
     elif missing:
@@ -190,10 +191,10 @@ def _start(source: Source, folder: Path) -> None:
 
 
 def _make(wanted: Wanted) -> None:
-    _write(_worker["folder"] / wanted.name, _worker["labeller"].episode(wanted))
+    write_episode(_worker["folder"] / wanted.name, _worker["labeller"].episode(wanted))
 
 
-def _write(path: Path, episode: LabelledEpisode) -> None:
+def write_episode(path: Path, episode: LabelledEpisode) -> None:
     from safetensors.numpy import save
 
     facts = json.dumps({"task": episode.task, "instructions": episode.instructions})

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from volar.rl.episodes import Trajectory
 from volar.rl.success_episodes import LabelledEpisode
 from volar.rl.success_network import Streak, SuccessNetwork
 from volar.robots.errors import VolarError
@@ -76,26 +77,43 @@ def fit(
     held_x, held_y = _rows(validation)
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    best, kept, chosen = float("inf"), {k: v.clone() for k, v in network.head.state_dict().items()}, 0
+    best, kept, chosen = float("inf"), _copied(network.head), 0
     for epoch in range(_EPOCHS):
         network.head.train()
-        for rows in torch.randperm(len(y), generator=random).split(_BATCH):
+        order = torch.randperm(len(y), generator=random)
+        for first in range(0, len(y), _BATCH):
+            rows = order[first : first + _BATCH]
             optimizer.zero_grad()
-            nn.functional.binary_cross_entropy_with_logits(network(x[rows]), y[rows]).backward()
+            loss = nn.functional.binary_cross_entropy_with_logits(network(x[rows]), y[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         network.head.eval()
         with torch.no_grad():
-            loss = float(nn.functional.binary_cross_entropy_with_logits(network(held_x), held_y))
-        if loss < best:
-            best, kept, chosen = loss, {k: v.clone() for k, v in network.head.state_dict().items()}, epoch + 1
+            found = float(nn.functional.binary_cross_entropy_with_logits(network(held_x), held_y))
+        if found < best:
+            best, kept, chosen = found, _copied(network.head), epoch + 1
     network.head.load_state_dict(kept)
     return {"steps": len(y), "successes": float(y.mean()), "validation_loss": best, "epochs": chosen}
+
+
+def _copied(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _rows(episodes: Sequence[LabelledEpisode]) -> tuple[torch.Tensor, torch.Tensor]:
     x = np.concatenate([e.features.reshape(-1, e.features.shape[-1]) for e in episodes])
     y = np.concatenate([e.success.ravel() for e in episodes])
     return torch.from_numpy(x), torch.from_numpy(y.astype(np.float32))
+
+
+def reward_agreement(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of practised episodes: what the classifier called a success (it ended them) against the truth."""
+    found = Agreement.of([t.terminated for t in trajectories], [t.success for t in trajectories])
+    return {
+        "rewarded": float(np.mean([t.terminated for t in trajectories])),
+        "reward_precision": found.precision,
+        "reward_recall": found.recall,
+    }
 
 
 @dataclass(frozen=True)
