@@ -85,7 +85,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise VolarError(f"{config.policy} is an exported artifact; give the policy directory, whose trunk is torch's")
     require(load_parts(folder)[1], load_robot(config.robot))
-    _prepare(config)
+    _prepare(config, folder)
     counts = {TRAINING: config.episodes, VALIDATION: config.validation_episodes, HELD_OUT: config.held_out_episodes}
     wanted = {split: [Wanted(split, t, i) for i in range(n) for t in tasks] for split, n in counts.items()}
     source = Source(folder, tasks, config.robot, config.randomization, config.seed)
@@ -95,10 +95,11 @@ def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
     return _learn(config, folder, tasks, *(found[split] for split in counts))
 
 
-def _prepare(config: ClassifierConfig) -> None:
+def _prepare(config: ClassifierConfig, folder: Path) -> None:
     from volar.vla.run_folder import check_output
 
     settings = {key: str(value) for key, value in sorted(asdict(config).items()) if key not in _FREE}
+    settings["policy"] = str(folder.resolve())  # a training run that has gone on since is another policy
     check_output(
         config.output, RECORD, "success classifier", settings, resume=config.resume, overwrite=config.overwrite
     )
@@ -155,8 +156,9 @@ def summary(result: dict[str, Any]) -> str:
         whole, steps, other = found["episodes"], found["steps"], found["wrong_order"]
         lines.append(
             f"{task}: precision {_rate(whole, 'precision')}, recall {_rate(whole, 'recall')} of episodes; of steps "
-            f"{_rate(steps, 'precision')}, {_rate(steps, 'recall')}; told another order "
-            f"{other['false_yes']} of {other['episodes']} false successes (threshold {found['threshold']})"
+            f"{_rate(steps, 'precision')}, {_rate(steps, 'recall')}; told another order {other['false_yes']} of "
+            f"{other['episodes']} false successes, precision over both {_rate(found['both_orders'], 'precision')} "
+            f"(threshold {found['threshold']})"
         )
     return "\n".join(lines)
 

@@ -199,7 +199,9 @@ def write_episode(path: Path, episode: LabelledEpisode) -> None:
 
     facts = json.dumps({"task": episode.task, "instructions": episode.instructions})
     temporary = path.with_suffix(".writing")
-    temporary.write_bytes(save({"features": episode.features, "success": episode.success}, {"facts": facts}))
+    arrays = {"features": episode.features, "success": episode.success}
+    whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}  # safetensors takes the bytes as is
+    temporary.write_bytes(save(whole, {"facts": facts}))
     temporary.rename(path)
 
 

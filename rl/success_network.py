@@ -1,8 +1,8 @@
 """Has what was asked for been done? A small network on the policy's own trunk says so, from images, state and words.
 
-What the trunk makes of cameras, proprioception and the instruction (hidden states of its queries and of the prompt's
-last token, the positions it points to), beside the normalized state, goes through one hidden layer. Nothing of the
-simulator's state enters. The trunk is a copy: a policy that learns does not move the judge of what it does.
+What the trunk makes of cameras, proprioception and the instruction (the mean hidden state of its action queries, the
+positions it points to), beside the normalized state, goes through two hidden layers. Nothing of the simulator's state
+enters. The trunk is a copy: a policy that learns does not move the judge of what it does.
 """
 
 import json
@@ -64,7 +64,7 @@ class SuccessNetwork(nn.Module):
         super().__init__()
         self.vla, self.contract, self.tokenizer = vla, contract, tokenizer
         self.state_scaler = StateScaler(contract)
-        size = 2 * vla.backbone.width + 3 * POINTS + len(contract.state_names)
+        size = vla.backbone.width + 3 * POINTS + len(contract.state_names)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
         self.head = nn.Sequential(
@@ -82,7 +82,7 @@ class SuccessNetwork(nn.Module):
         ids = torch.from_numpy(self.tokenizer.encode([text])).expand(len(looks), -1)
         state = self.state_scaler(torch.from_numpy(np.stack([look.state for look in looks])))
         seen = self.vla.trunk(pixels, ids, state)
-        parts = (seen.queries.mean(1), seen.last.float(), seen.scaled_points.flatten(1), state)
+        parts = (seen.queries.mean(1), seen.scaled_points.flatten(1), state)
         return torch.cat(parts, 1).numpy()
 
     def forward(self, features: Tensor) -> Tensor:

@@ -162,8 +162,8 @@ def choose_threshold(judged: Sequence[Judged], consecutive: int, precision: floa
 
 
 def measure(judged: Sequence[Judged], thresholds: Mapping[str, float], consecutive: int) -> dict[str, Any]:
-    """task -> `episodes` and `steps` of the order that was followed, and of the other order how many episodes were
-    called a success that were none, `wrong_order`."""
+    """task -> `episodes` and `steps` of the order that was followed; `wrong_order`: of the other one, how many episodes
+    were called a success that were none; `both_orders`: of all, where failures are as many as successes at least."""
     found: dict[str, Any] = {}
     for task, threshold in thresholds.items():
         own = [item for item in judged if item.task == task and item.followed]
@@ -174,6 +174,7 @@ def measure(judged: Sequence[Judged], thresholds: Mapping[str, float], consecuti
             "threshold": threshold,
             "episodes": agreement(own, threshold, consecutive).report(),
             "steps": Agreement.of(steps, np.concatenate([item.success for item in own])).report(),
+            "both_orders": agreement([*own, *other], threshold, consecutive).report(),
             "wrong_order": {"false_yes": false, "episodes": count, "wilson95": list(wilson_interval(false, count))},
         }
     return found

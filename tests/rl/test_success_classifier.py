@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,15 @@ from volar.rl.episodes import Job, Setting
 from volar.rl.finetune import FinetuneConfig, finetune
 from volar.rl.rollouts import RolloutWorker, WorkerSetup
 from volar.rl.success_classifier import EPISODES, RESULTS, ClassifierConfig, train_classifier
-from volar.rl.success_episodes import TRAINING, LabelledEpisode, Labeller, Source, Wanted, read_episodes, write_episode
+from volar.rl.success_episodes import (
+    TRAINING,
+    LabelledEpisode,
+    Source,
+    Wanted,
+    make_episodes,
+    read_episodes,
+    write_episode,
+)
 from volar.rl.success_network import (
     HEAD,
     TRUNK,
@@ -192,14 +199,12 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], says: str, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def lifts() -> Iterator[tuple[SuccessNetwork, list[LabelledEpisode]]]:
-    """Some of the expert's lifts, as the shipped policy's trunk sees them."""
-    labeller = Labeller(Source(SHIPPED, ("lift",), "fr3", "none", 0))
-    yield (
-        SuccessNetwork(*load_parts(SHIPPED)).eval(),
-        [labeller.episode(Wanted(TRAINING, "lift", n)) for n in (1, 3, 5)],
-    )
-    labeller.close()
+def lifts(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuccessNetwork, list[LabelledEpisode]]:
+    """Some of the expert's lifts, as the shipped policy's trunk sees them, from the disk."""
+    folder: Path = tmp_path_factory.mktemp("lifts")
+    wanted = [Wanted(TRAINING, "lift", number) for number in (1, 3, 5)]
+    make_episodes(Source(SHIPPED, ("lift",), "fr3", "none", 0), wanted, folder, workers=1)
+    return SuccessNetwork(*load_parts(SHIPPED)).eval(), read_episodes(folder, wanted)
 
 
 def test_each_order_is_labelled_by_itself(lifts: tuple[SuccessNetwork, list[LabelledEpisode]]) -> None:
