@@ -12,12 +12,14 @@ from typing import Literal
 from volar.robots.command_line import run
 from volar.robots.errors import Unknown, UsageError
 
+Training = Literal["frozen", "lora", "full"]
 EXAMPLES = (
     "volar-finetune policy=runs/policy tasks=reach,lift minutes=30 output=runs/finetuned",
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust",
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust resume=true",
     "volar-finetune policy=runs/policy tasks=push_to algorithm=grpo minutes=30 output=runs/grpo",
     "volar-finetune policy=runs/policy tasks=lift reward=classifier classifier=runs/success minutes=9 output=runs/b",
+    "volar-finetune policy=runs/policy tasks=lift trains=all vision=frozen language=lora minutes=30 output=runs/lora",
     "volar-evaluate policy=runs/finetuned/best tasks=reach,lift output=runs/evaluation",
 )
 
@@ -53,6 +55,10 @@ class FinetuneConfig:
     trains: Literal["head", "all"] = field(
         default="head", metadata={"help": "the action head, or everything; a frozen trunk is computed once"}
     )
+    vision: Training = field(default="full", metadata={"help": "how the vision tower learns, with trains=all"})
+    connector: Training = field(default="full", metadata={"help": "between vision tower and language model"})
+    language: Training = field(default="full", metadata={"help": "the language model, its embeddings and head"})
+    lora_rank: int = field(default=16, metadata={"help": "of low-rank updates, for parts that are lora"})
     execute_steps: int | None = field(
         default=None, metadata={"help": "of a chunk, executed before looking again; the policy's own by default"}
     )
@@ -67,6 +73,9 @@ class FinetuneConfig:
     temperature: float = field(default=0.3, metadata={"help": "of the tokens that are tried out"})
     kernel_bins: float = field(default=3.0, metadata={"help": "how much wider than the policy's own tokens they are"})
     correlation: float = field(default=0.8, metadata={"help": "of what is tried out, from decision to decision"})
+    precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto", metadata={"help": "of the trunk while learning; auto: bf16 where this machine is faster in it"}
+    )
     demonstrations: Path | None = field(default=None, metadata={"help": "dataset to go on imitating"})
     imitation_weight: float = field(default=0.1, metadata={"help": "of its loss, with demonstrations="})
     pointing_weight: float = field(
@@ -96,7 +105,7 @@ class FinetuneConfig:
         for name in ("minutes", "updates", "learning_rate", "target_kl", "max_kl", "execute_steps"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be above 0, is {getattr(self, name)}")
-        for name in ("episodes", "evaluate_every", "evaluation_episodes", "save_every", "keep"):
+        for name in ("lora_rank", "episodes", "evaluate_every", "evaluation_episodes", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, is {getattr(self, name)}")
         counts = ("seed", "workers", "critic_updates", "report_episodes")
@@ -110,6 +119,9 @@ class FinetuneConfig:
             raise UsageError(f"group={self.group} must be from 2 to episodes={self.episodes}")
         if self.pointing_weight and self.trains != "all":
             raise UsageError(f"pointing_weight={self.pointing_weight} needs trains=all: pointing is the trunk's")
+        for name in ("vision", "connector", "language"):
+            if getattr(self, name) != "full" and self.trains != "all":
+                raise UsageError(f"{name}={getattr(self, name)} needs trains=all: trains=head freezes every part")
         if not self.reward_weight and not self.pointing_weight and self.demonstrations is None:
             raise UsageError("reward_weight=0 leaves nothing to learn from: give demonstrations= or pointing_weight=")
         if self.ray_address and self.rollouts != "ray":

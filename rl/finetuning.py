@@ -113,7 +113,10 @@ def _note(training: FinetuningRun, metrics: dict[str, float]) -> str:
         f"trying out {metrics['success']:.0%}",
         f"held out {training.last_success:.0%}",
     ]
-    words += [f"KL {metrics['kl_reference']:.3f}"] if "kl_reference" in metrics else []
+    if "kl_reference" in metrics:
+        words.append(f"KL {metrics['kl_reference']:.3f}  clipped {metrics['clip_fraction']:.0%}")
+    if "explained_variance" in metrics:
+        words.append(f"critic {metrics['explained_variance']:.2f}")
     return "  ".join([*words, f"{metrics['env_steps_per_s']:.0f} steps/s"])
 
 

@@ -25,8 +25,9 @@ from volar.rl.success_training import reward_agreement
 from volar.rl.token_policy import token_policy
 from volar.rl.wire import encode_weights, trained_names
 from volar.robots.errors import VolarError
-from volar.vla.adapters import merge
+from volar.vla.adapters import PARTS, adapt, merge
 from volar.vla.checkpoint_policy import load_parts
+from volar.vla.processes import choose_precision
 from volar.vla.processor_volar import save_policy
 from volar.vla.training_state import load_progress, load_training_state, publish, save_training_state
 
@@ -40,12 +41,13 @@ _SEEDS_A_RUN = 2**30
 
 
 class FinetuningRun:
-    """Everything that changes; `updates` and `elapsed_s` say how far it is. The policy it began with, which is also the
+    """Everything that changes; `updates` and `elapsed_s` say how far it is, `precision` (`no` or `bf16`) how the trunk
+    learns. The policy it began with, which is also the
     reference, lies in `output/cloned`. `best_success`: of the held-out evaluations so far."""
 
-    def __init__(self, config: "FinetuneConfig") -> None:
+    def __init__(self, config: "FinetuneConfig", precision: str) -> None:
         torch.manual_seed(config.seed)  # the critic's initial weights
-        self.config = config
+        self.config, self.precision = config, precision
         folder = config.output / CLONED
         model, self.contract, self.tokenizer = load_parts(folder)
         tasks = config.task_names
@@ -56,6 +58,7 @@ class FinetuningRun:
             privileged=privileged_size(tasks),
             exploration=exploration,
             trains=config.trains,
+            precision=precision,
         )
         update = UpdateConfig(
             learning_rate=config.learning_rate,
@@ -84,10 +87,12 @@ class FinetuningRun:
     @staticmethod
     def start(config: "FinetuneConfig") -> "FinetuningRun":
         """A new run, or the one in `config.output` with `resume`."""
-        training = FinetuningRun(config)
         last = config.output / "checkpoints" / "last" / "training_state"
-        if config.resume and last.exists():
+        if not (config.resume and last.exists()):
+            training = FinetuningRun(config, choose_precision(config.precision))
+        else:
             progress = load_progress(last)
+            training = FinetuningRun(config, str(progress["precision"]))
             load_training_state(last, training.policy, training.learner.optimizer)
             training.updates, training.env_steps = int(progress["updates"]), int(progress["env_steps"])
             training.elapsed_s, training.best_success = float(progress["elapsed_s"]), float(progress["best_success"])
@@ -187,8 +192,8 @@ class FinetuningRun:
         temporary = root / ".writing"
         shutil.rmtree(temporary, ignore_errors=True)
         save_policy(temporary / "pretrained_model", self.policy.vla, self.contract, self.tokenizer)
-        progress: dict[str, Any] = {key: getattr(self, key) for key in ("updates", "env_steps", "elapsed_s")}
-        progress["best_success"] = self.best_success
+        kept = ("updates", "env_steps", "elapsed_s", "best_success", "precision")
+        progress: dict[str, Any] = {key: getattr(self, key) for key in kept}
         save_training_state(temporary / "training_state", self.policy, self.learner.optimizer, progress)
         publish(root, self.updates, temporary, self.config.keep)
 
@@ -204,7 +209,8 @@ class FinetuningRun:
 
 
 def save_cloned(config: "FinetuneConfig") -> None:
-    """Copies the policy to `output/cloned`, as it will act here, low-rank updates merged.
+    """Copies the policy to `output/cloned`, as it will act and learn here: low-rank updates that it came with merged,
+    new ones, which change nothing yet, where they are to be learned.
 
     Raises `ContractError` when it does not fit, or the classifier does not fit it; `VolarError` for a decoder without
     independent tokens, and for a classifier that has not learned the tasks.
@@ -226,4 +232,9 @@ def save_cloned(config: "FinetuneConfig") -> None:
     steps = config.execute_steps or contract.execute_steps
     if steps > contract.chunk_length:
         raise VolarError(f"execute_steps={steps} is above the policy's chunk of {contract.chunk_length}")
-    save_policy(config.output / CLONED, merge(model), replace(contract, execute_steps=steps), tokenizer)
+    model = merge(model)
+    parts = {part: getattr(config, part) for part in PARTS}
+    model.config = replace(model.config, **parts, lora_rank=config.lora_rank)
+    torch.manual_seed(config.seed)  # of the low-rank updates
+    adapt(model.backbone, model.config)
+    save_policy(config.output / CLONED, model, replace(contract, execute_steps=steps), tokenizer)

@@ -34,8 +34,9 @@ class TokenPolicy(ActorCriticPolicy):
     Raw: one uint8 image (B, H, W, 3) for each camera, `state` (B, S) in physical units, `input_ids` (B, T). Or, where
     the trunk is frozen and was computed before: `queries` (B, H, D), `scaled_points` (B, 2, 3), `state` as above.
     `privileged` (B, P), if there, is what the critic sees (an asymmetric critic: Pinto et al., RSS 2018); else it sees
-    the mean of the queries, detached. `trains`: `head`, the action head alone, or `all`. Tokens are bins in rising
-    order, (B, E, A). Dimensions that decode to one value whatever the token count nowhere.
+    the mean of the queries, detached. `trains`: `head`, the action head alone, or `all` but what is frozen in `model`.
+    Tokens are bins in rising order, (B, E, A). Dimensions that decode to one value whatever the token count nowhere.
+    `precision`: `no`, or `bf16` for the trunk; the head, whose probabilities are compared, stays in float32.
     """
 
     kernel: Tensor
@@ -51,6 +52,7 @@ class TokenPolicy(ActorCriticPolicy):
         contract: PolicyContract,
         exploration: Exploration | None = None,
         trains: str = "head",
+        precision: str = "no",
         use_sde: bool = False,
     ) -> None:
         if use_sde:
@@ -59,11 +61,12 @@ class TokenPolicy(ActorCriticPolicy):
             raise ValueError(f"trains={trains!r} is neither head nor all")
         self._contract, self.critic_sees_state = contract, PRIVILEGED in observation_space.spaces
         self.executed = contract.execute_steps  # E
-        self.trains = trains
+        self.trains, self.fast = trains, precision == "bf16"
         super().__init__(observation_space, action_space, lr_schedule, net_arch=[])
         self.vla, self.state_scaler = model, StateScaler(contract)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trains == "all" or name.startswith("action_head."))
+            learns = name.startswith("action_head.") or (trains == "all" and parameter.requires_grad)
+            parameter.requires_grad_(learns)
         self.exploration = exploration or Exploration(1.0, 0.0, 0.0)
         kernel = torch.eye(BINS).repeat(contract.action.size, 1, 1)  # (A, 256, 256)
         kernel[: arm_dimensions(contract)] = self.exploration.kernel()
@@ -90,7 +93,8 @@ class TokenPolicy(ActorCriticPolicy):
         # With further axes of one, as SB3 needs them not to take the images for channels first.
         images = {c.name: obs[c.name].reshape(-1, c.height, c.width, 3) for c in self._contract.cameras}
         pixels = pixels_from_images(images, self.vla.config.backbone.image_size)
-        with torch.set_grad_enabled(self.trains == "all" and torch.is_grad_enabled()):
+        learns = self.trains == "all" and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns), torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.fast):
             return (vla or self.vla).trunk(pixels, obs["input_ids"].long(), self.state_scaler(obs["state"]))
 
     def seen(self, obs: Batch, vla: VolarModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,6 +194,7 @@ def token_policy(
     privileged: int = 0,
     exploration: Exploration | None = None,
     trains: str = "head",
+    precision: str = "no",
     learning_rate: float = 1e-4,
 ) -> TokenPolicy:
     """A policy around a network, for the learners of this folder."""
@@ -202,4 +207,5 @@ def token_policy(
         contract=contract,
         exploration=exploration,
         trains=trains,
+        precision=precision,
     )

@@ -31,6 +31,7 @@ EXAMPLES = (
     "volar-collect tasks=reach,lift episodes=1600 output=runs/demonstrations resume=true",
     "volar-collect randomization=visual output=runs/varied",
     "volar-collect kind=scenes scenes=30000 output=runs/scenes",
+    "volar-collect kind=scenes randomization=full output=runs/varied_scenes",
     "volar-collect kind=questions scenes=30000 seed=1 output=runs/questions",
 )
 PATCHES = 8  # a side, of the tiny backbone
@@ -58,7 +59,7 @@ class CollectConfig:
     image_size: int = field(default=96, metadata={"help": "pixels, square, a multiple of 8"})
     noise: float = field(default=1.0, metadata={"help": "of demonstrations: scale of the disturbances (DART)"})
     randomization: str = field(
-        default="none", metadata={"help": "of demonstrations: none, visual, dynamics, full, unseen, or a YAML file"}
+        default="none", metadata={"help": "what varies: none, visual, dynamics, full, unseen, or a YAML file"}
     )
     workers: int = field(default=0, metadata={"help": "processes; 0: one for each CPU"})
     resume: bool = field(default=False, metadata={"help": "continue what an interruption left in output"})
@@ -129,14 +130,15 @@ def collect(config: CollectConfig) -> None:
     workers = config.workers or len(os.sched_getaffinity(0))
     if config.kind != "demonstrations":
         from volar.sim.collect_scenes import ScenesConfig, collect_scenes
+        from volar.sim.randomizer import require_possible
 
         if config.tasks:
             raise UsageError(f"tasks= is for demonstrations; kind={config.kind} asks about blocks and plate alone")
         if config.asset:
             raise UsageError(f"asset= is for demonstrations; kind={config.kind} draws the robot's own model")
-        if config.randomization != "none":
-            raise UsageError(f"randomization= is for demonstrations; kind={config.kind} varies layouts only")
-        wanted = ScenesConfig(config.scenes, config.seed, config.contract, questions=config.kind == "questions")
+        require_possible((config.randomization,), ("reach",), config.robot)
+        asks = config.kind == "questions"
+        wanted = ScenesConfig(config.scenes, config.seed, config.contract, asks, config.randomization)
         collect_scenes(wanted, config.output, workers, resume=config.resume, overwrite=config.overwrite)
         return
     collect_demonstrations(config, workers)

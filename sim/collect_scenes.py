@@ -30,6 +30,7 @@ from volar.datasets.questions import FILE as ANSWERS
 from volar.datasets.questions import write_answers
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
+from volar.sim.randomization import fingerprint
 from volar.sim.worker_pool import worker_pool
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ _SETTINGS = "scenes.json"
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """`frames` scenes, one sentence or question each, with the robot and the square cameras of `contract`."""
+    """`frames` scenes, one sentence or question each, with the robot and the square cameras of `contract`, each varied
+    as `randomization` says."""
 
     frames: int
     seed: int
     contract: PolicyContract
     questions: bool = False
+    randomization: str = "none"
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -67,6 +70,7 @@ class ScenesConfig:
             "cameras": list(self.cameras),
             "image_size": self.image_size,
             **({"kind": "questions"} if self.questions else {}),
+            **({"randomization": fingerprint(self.randomization)} if self.randomization != "none" else {}),
         }
 
 
@@ -162,7 +166,8 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
 
     rng = np.random.default_rng([config.seed, index])
     place = slice(index * SHARD, min((index + 1) * SHARD, config.frames))
-    scenes = render_scenes(rng, place.stop - place.start, config.contract.robot, config.cameras, config.image_size)
+    look = (config.contract.robot, config.cameras, config.image_size, config.randomization)
+    scenes = render_scenes(rng, place.stop - place.start, *look)
     for name, images in scenes.images.items():
         target = np.load(output / "images" / f"{name}.npy", mmap_mode="r+")
         target[place] = images

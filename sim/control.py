@@ -41,7 +41,9 @@ EXAMPLES = (
 class ControlConfig:
     """Settings of `volar-control`."""
 
-    policy: str = field(metadata={"help": "exported artifact (volar-export writes one), lerobot:DIR, or ws://HOST:PORT"})
+    policy: str = field(
+        metadata={"help": "exported artifact (volar-export writes one), lerobot:DIR, or ws://HOST:PORT"}
+    )
     robot: str = field(default="sim/fr3", metadata={"help": f"the body to move: {', '.join(ROBOTS)}"})
     lerobot_robot: Path | None = field(
         default=None,

@@ -4,23 +4,19 @@ The simulator labels every scene for nothing, so a small network learns words, c
 of thousands of pictures before it sees an action. Nothing is simulated in time: bodies are placed, drawn.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.episode import POINTS_SHAPE
-from volar.robots.spec import load_robot
-from volar.sim import scene
 from volar.sim.colors import COLORS
 from volar.sim.random_layouts import LayoutSampler
-from volar.sim.rendering import CameraRenderer
-from volar.sim.scene import CameraView, SceneState
-from volar.sim.table import Table
+from volar.sim.scene import SceneState
 from volar.sim.tasks import load_suite
+from volar.sim.tasks.layout import NoLayout
 from volar.sim.tasks.task import NOWHERE, SIDES, Goal
-
-Vector = NDArray[np.float64]
+from volar.sim.world import TaskWorld, View
 
 PLATE = len(COLORS)  # index of the plate in `Scenes.objects`
 CLEAR_M = 0.03  # by which things must differ for a question about them to have an answer
@@ -31,15 +27,14 @@ _ASKED = load_suite("starter")  # tasks whose orders are about blocks and plate 
 class Scenes:
     """N labelled scenes. `images`: camera -> uint8 (N, H, W, 3). `state`: float32 (N, S).
     `objects`: float32 (N, 5, 5), rows the blocks in the order of `COLORS` and the plate, columns as in
-    `volar.datasets.episode.POINT_FIELDS`. `held`: (N,) index of the block in the gripper, -1 for none.
-    `front`: the camera that u and v are of; `table`: the one before the robot."""
+    `volar.datasets.episode.POINT_FIELDS`. `held`: (N,) index of the block in the gripper, -1 for none. `views`: of each
+    scene, how places in it are labelled."""
 
     images: dict[str, NDArray[np.uint8]]
     state: NDArray[np.float32]
     objects: NDArray[np.float32]
     held: NDArray[np.int64]
-    front: CameraView
-    table: Table = field(default_factory=Table)
+    views: tuple[View, ...]
 
     def __len__(self) -> int:
         return len(self.state)
@@ -51,32 +46,39 @@ def render_scenes(
     robot: str = "fr3",
     cameras: tuple[str, ...] = ("front", "wrist"),
     image_size: int = 96,
+    randomization: str = "none",
 ) -> Scenes:
-    """`count` random scenes: any layout, also near ones, blocks held or on the plate, any arm pose."""
-    import mujoco
-
-    spec, model, layouts = load_robot(robot), scene.compiled(robot), LayoutSampler(robot)
-    data = mujoco.MjData(model)
-    mujoco.mj_forward(model, data)
-    front = scene.camera_view(model, data, scene.LABELLED_CAMERA)
-    renderer = CameraRenderer(model, dict.fromkeys(cameras, (image_size, image_size)))
+    """`count` random scenes: any layout, also near ones, blocks held or on the plate, any arm pose; each varied anew as
+    `randomization` says. Raises `Unknown`, `UsageError` as `TaskWorld` does."""
+    world, layouts = TaskWorld(_ASKED[0].name, robot, cameras, image_size, randomization), LayoutSampler(robot)
     images: dict[str, NDArray[np.uint8]] = {
         name: np.empty((count, image_size, image_size, 3), np.uint8) for name in cameras
     }
-    state, held = [], np.empty(count, np.int64)
+    state, views, held = [], [], np.empty(count, np.int64)
     objects = np.empty((count, len(COLORS) + 1, POINTS_SHAPE[1]), np.float32)
     try:
         for i in range(count):
-            placement, held[i] = layouts.sample(rng)
-            scene.place(model, data, spec, placement)
-            for name, image in renderer.render(data).items():
+            held[i] = _place(world, layouts, rng)
+            for name, image in world.body.images().items():
                 images[name][i] = image
-            state.append(layouts.arm.proprio(placement.q, placement.gripper_width_m))
-            positions = layouts.table.to_base(np.vstack([placement.blocks, placement.plate]))  # (5, 3)
-            objects[i] = np.hstack([positions, front.project(positions)])
+            measured, placed = world.body.joint_state(), world.state
+            state.append(layouts.arm.proprio(measured.q, measured.gripper_width_m))
+            views.append(world.view())
+            objects[i] = views[i].label(np.vstack([placed.blocks, placed.plate]))
     finally:
-        renderer.close()
-    return Scenes(images, np.stack(state), objects, held, front, layouts.table)
+        world.close()
+    return Scenes(images, np.stack(state), objects, held, tuple(views))
+
+
+def _place(world: TaskWorld, layouts: LayoutSampler, rng: np.random.Generator) -> int:
+    """Another scene; which block is held, -1 for none. One in which distractors find no room is drawn again."""
+    while True:
+        placement, held = layouts.sample(rng)
+        try:
+            world.place(placement, int(rng.integers(2**32)) if world.randomizer else 0)
+        except NoLayout:
+            continue
+        return held
 
 
 def grounding_samples(
@@ -92,7 +94,7 @@ def grounding_samples(
 def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
     objects = scenes.objects[index]
     if rng.random() < 0.5:
-        return _task_order(objects, scenes, rng)
+        return _task_order(objects, scenes.views[index], rng)
     kind = rng.integers(5)
     if kind == 0:
         return _choice(_PLATE_QUESTIONS, rng), point_at(objects[PLATE])
@@ -117,19 +119,17 @@ _PLATE_QUESTIONS = tuple(question.format(what="plate") for question in _QUESTION
 _NOUNS = ("block", "cube")
 
 
-def _task_order(
-    objects: NDArray[np.float32], scenes: Scenes, rng: np.random.Generator
-) -> tuple[str, NDArray[np.float32]]:
+def _task_order(objects: NDArray[np.float32], view: View, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
     """A training phrasing of one of the tasks, about any block."""
     task = _ASKED[rng.integers(len(_ASKED))]
     color = int(rng.integers(len(COLORS)))
     side = tuple(SIDES)[rng.integers(len(SIDES))]
-    places = scenes.table.to_table(objects[:, :3].astype(np.float64))  # (5, 3)
+    places = view.places(objects)  # (5, 3)
     goal = Goal(COLORS[color], places[color], side)
     state = SceneState(NOWHERE, places[:PLATE], places[PLATE], 0.0)
-    destination = scenes.table.to_base(task.destination(state, goal))
+    destination = view.label(task.destination(state, goal)[None])[0]
     sentence = _choice(task.templates, rng).format(color=goal.color, side=side)
-    return sentence, point_at(objects[color], np.concatenate([destination, scenes.front.project(destination)]))
+    return sentence, point_at(objects[color], destination)
 
 
 def _relation(objects: NDArray[np.float32], rng: np.random.Generator) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,35 @@ from volar.sim import scene
 from volar.sim.disturbed_robot import DisturbedRobot
 from volar.sim.randomization import Draws, Randomization
 from volar.sim.randomizer import Randomizer
-from volar.sim.scene import Placement, SceneState
+from volar.sim.scene import CameraView, Placement, SceneState
 from volar.sim.sim_robot import SimRobot, SimulationDiverged
-from volar.sim.table import table_of
+from volar.sim.table import Table, table_of
 from volar.sim.tasks import load_task
 from volar.sim.tasks.layout import NoLayout
 from volar.sim.tasks.task import Goal, instruction, wrong_instruction
 
 TASK_HZ = 10.0  # of the tasks' `max_steps` and of the displacements that experts answer
 CONTROL_PERIOD_S = 0.01  # 100 Hz, the rate of the real arm's command interface used here
+
+
+@dataclass(frozen=True)
+class View:
+    """The labelled camera, the table, and how high the robot's base stands above the table top's plane [m]."""
+
+    camera: CameraView
+    table: Table
+    base_height_m: float = 0.0
+
+    def label(self, places: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Table coordinates (N, 3) -> (N, 5): x y z [m] in the base frame, u v in the front image; NaN stays NaN."""
+        positions = self.table.to_base(places)
+        seen = self.camera.project(positions)
+        # The scene's origin is on the table, the base frame above or below it.
+        return np.hstack([positions - [0.0, 0.0, self.base_height_m], seen]).astype(np.float32)
+
+    def places(self, labels: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Labels (N, 5) -> table coordinates (N, 3)."""
+        return self.table.to_table(labels[:, :3].astype(np.float64) + np.array([0.0, 0.0, self.base_height_m]))
 
 
 class TaskWorld:
@@ -88,6 +108,10 @@ class TaskWorld:
             raise NoLayout(f"{self.task.name}, seed {seed}: {error}") from error
         self.seed, self._rng = seed, rng
         self.instruction = instruction(self.task, self.goal, rng)
+        self.place(placement, seed, draws)
+
+    def place(self, placement: Placement, seed: int, draws: Draws | None = None) -> None:
+        """Puts everything there, at rest; what varies follows from `seed`, or is `draws`. Raises as `reset` does."""
         if self.randomizer is None:
             if draws:
                 raise VolarError(f"randomization none has no draws, was given {sorted(draws)}")
@@ -134,13 +158,14 @@ class TaskWorld:
 
     def points(self) -> NDArray[np.float32]:
         """`Episode.points` now: (2, 5), rows target and destination; columns x y z [m], u v in the front image."""
-        state = self.state
-        goal = self.goal
-        positions = self.table.to_base(np.stack([self.task.target(state, goal), self.task.destination(state, goal)]))
-        seen = scene.camera_view(self.model, self.data, scene.LABELLED_CAMERA).project(positions)  # (2, 2)
-        if self.randomizer is not None:  # the scene's origin is on the table, the base frame above or below it
-            positions = positions - [0.0, 0.0, self.randomizer.base_height_m]
-        return np.hstack([positions, seen]).astype(np.float32)
+        state, goal = self.state, self.goal
+        places = np.stack([self.task.target(state, goal), self.task.destination(state, goal)])
+        return self.view().label(places)
+
+    def view(self) -> View:
+        """How places are labelled now."""
+        height_m = 0.0 if self.randomizer is None else self.randomizer.base_height_m
+        return View(scene.camera_view(self.model, self.data, scene.LABELLED_CAMERA), self.table, height_m)
 
     def wrong_instruction(self) -> str:
         """An order about another block; always the same one for a seed. `success` is still that of `goal`."""

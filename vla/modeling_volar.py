@@ -160,10 +160,15 @@ class VolarModel(nn.Module):
         return Imitated(logits, uv, self.point_head.to_metres(points), loss, said)
 
     def decode(
-        self, pixels: Tensor, input_ids: Tensor, state: Tensor, noise: Tensor | None = None
+        self,
+        pixels: Tensor,
+        input_ids: Tensor,
+        state: Tensor,
+        noise: Tensor | None = None,
+        camera_mask: Tensor | None = None,
     ) -> tuple[Decoded, Pointing]:
         """A chunk, and where the policy points; inputs as for `forward`."""
-        prefix = self.prefix(pixels, input_ids, state)
+        prefix = self.prefix(pixels, input_ids, state, camera_mask)
         decoded = self.decoder.decode(self, prefix, noise)
         logits, uv, points = self.point(prefix, decoded.hidden)
         return decoded, Pointing(logits, uv, self.point_head.to_metres(points))

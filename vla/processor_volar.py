@@ -68,36 +68,49 @@ class InferenceGraph(nn.Module):
         self.register_buffer("noise", drawn)
 
     def forward(
-        self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor, noise: Tensor | None = None
+        self,
+        images: Mapping[str, Tensor],
+        state: Tensor,
+        input_ids: Tensor,
+        noise: Tensor | None = None,
+        camera_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """{camera: uint8 (B, H, W, 3)}, (B, S), (B, T) -> actions (B, H, A), points (B, 2, 3) [m].
 
-        `noise` (B, H, A): of decoder flow; one fixed chunk of it when None.
+        `noise` (B, H, A): of decoder flow; one fixed chunk of it when None. `camera_mask`: bool (B, C), False where a
+        camera is not there, which no robot's observation lacks.
         """
-        actions, points, _ = self.answer(images, state, input_ids, noise)
+        actions, points, _ = self.answer(images, state, input_ids, noise, camera_mask)
         return actions, points
 
     def answer(
-        self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor, noise: Tensor | None = None
+        self,
+        images: Mapping[str, Tensor],
+        state: Tensor,
+        input_ids: Tensor,
+        noise: Tensor | None = None,
+        camera_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, and by how many logits (B,) the closest choice of a token was made; inf without tokens."""
         if self.model.config.decoder == "parallel":
-            outputs = self.outputs(images, state, input_ids)
+            outputs = self.outputs(images, state, input_ids, camera_mask)
             top = outputs.action_logits.topk(2, -1).values
             return self.decode(outputs), outputs.points, (top[..., 0] - top[..., 1]).flatten(1).amin(1)
         pixels = pixels_from_images(images, self.model.config.backbone.image_size)
         if noise is None:
             noise = self.noise.expand(len(state), -1, -1)
-        decoded, pointing = self.model.decode(pixels, input_ids, self.state_scaler(state), noise)
+        decoded, pointing = self.model.decode(pixels, input_ids, self.state_scaler(state), noise, camera_mask)
         low, high = (torch.tensor(b, dtype=torch.float32, device=state.device) for b in (self.low, self.high))
         actions = (decoded.actions * self.scale + self.offset).clamp(low, high)
         margin = decoded.margin if decoded.margin is not None else torch.full_like(state[:, 0], torch.inf)
         return actions, pointing.points, margin
 
-    def outputs(self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor) -> Outputs:
+    def outputs(
+        self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor, camera_mask: Tensor | None = None
+    ) -> Outputs:
         """What the network with a parallel decoder says about raw observation tensors, shapes as in `forward`."""
         pixels = pixels_from_images(images, self.model.config.backbone.image_size)
-        outputs: Outputs = self.model(pixels, input_ids, self.state_scaler(state))
+        outputs: Outputs = self.model(pixels, input_ids, self.state_scaler(state), camera_mask)
         return outputs
 
     def decode(self, outputs: Outputs) -> Tensor:

@@ -113,11 +113,12 @@ class HeldOut:
         frames = min(source.size, FRAMES)
         batches = -(-frames // training.config.batch_size) * processes.count
         size = max(1, frames // batches)
+        # The policy's cameras, and the statistics that the network was shown these frames with.
+        self.contract: PolicyContract = replace(contract, statistics=source.contract.statistics)
+        source = replace(source, contract=self.contract)
         mixture = Mixture([source], batch_size=size, seed=0, chunk_length=contract.chunk_length)
         self._numbers = range(processes.index, batches, processes.count)
         self.part: Part = make_part(mixture, contract, training.tokenizer, answers)
-        # What the network was shown these with: the dataset's own statistics.
-        self.contract: PolicyContract = replace(contract, statistics=source.contract.statistics)
         self._graph = InferenceGraph(training.bare, self.contract).to(processes.device) if not answers else None
 
     def batches(self) -> Iterator[Batch]:
@@ -129,8 +130,10 @@ class HeldOut:
         """The chunks (B, H, A) that the deployed policy would send, and whether (B,) it would send one: tokens of
         varying length may be none."""
         ids = self.part.token_ids[batch.instruction_id]
-        inputs = [_moved(batch.images[c.name], self._training) for c in self.contract.cameras]
-        inputs += [_moved(batch.state, self._training), _moved(ids, self._training)]
+        cameras = self.contract.cameras
+        there = np.stack([batch.camera_mask[c.name] for c in cameras], axis=1)  # (B, C)
+        inputs = [_moved(batch.images[c.name], self._training) for c in cameras]
+        inputs += [_moved(x, self._training) for x in (batch.state, ids, there)]
         try:
             return self._decode(inputs), np.ones(len(ids), dtype=bool)
         except DecodeError:
@@ -138,9 +141,10 @@ class HeldOut:
 
     def _decode(self, inputs: list[Tensor]) -> NDArray[np.float32]:
         assert self._graph is not None
-        *images, state, ids = inputs
+        *images, state, ids, there = inputs
         shown = {c.name: image for c, image in zip(self.contract.cameras, images, strict=True)}
-        found: NDArray[np.float32] = self._graph(shown, state, ids)[0].cpu().numpy()
+        mask = None if there.all() else there
+        found: NDArray[np.float32] = self._graph(shown, state, ids, camera_mask=mask)[0].cpu().numpy()
         return found
 
     def _decode_each(

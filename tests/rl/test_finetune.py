@@ -15,6 +15,7 @@ from volar.rl.finetuning_run import FinetuningRun
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.policies import load_policy
+from volar.vla.adapters import PARTS, part_of
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import save_policy
@@ -92,6 +93,40 @@ def test_everything_can_learn(policy_folder: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith("backbone"))
 
 
+def test_parts_learn_as_they_are_told(policy_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "parts"
+    some: dict[str, object] = {
+        "trains": "all",
+        "pointing_weight": 0.1,
+        "vision": "frozen",
+        "language": "lora",
+        "lora_rank": 2,
+    }
+    finetune(config(policy_folder, output, 2, **some))
+    model = load_parts(output / "cloned")[0]
+    before, after = dict(model.named_parameters()), weights(output)
+    changed: dict[str, set[str]] = {part: set() for part in PARTS}
+    for name in after:
+        if name.startswith("backbone.model.") and not torch.equal(before[name], after[name]):
+            inner = name.removeprefix("backbone.model.")
+            changed[part_of(model.backbone, inner)].add(inner)
+    assert not changed["vision"]
+    assert changed["connector"]
+    assert changed["language"]
+    assert all(".lora_" in name for name in changed["language"])
+    assert load_policy(output / "best").contract.sha256 == load_policy(policy_folder).contract.sha256
+
+
+def test_a_resumed_run_keeps_its_precision(policy_folder: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    some: dict[str, object] = {"trains": "all", "precision": "bf16", "language": "lora"}
+    finetune(config(policy_folder, whole, 3, **some))
+    finetune(config(policy_folder, parts, 1, **some))
+    finetune(config(policy_folder, parts, 3, resume=True, **some))
+    assert all(torch.equal(a, weights(whole)[name]) for name, a in weights(parts).items())
+    assert moments(parts) == moments(whole)
+
+
 def test_a_policy_that_does_not_fit_is_refused_with_the_fields(policy_folder: Path, tmp_path: Path) -> None:
     model, contract, tokenizer = load_parts(policy_folder)
     other: PolicyContract = replace(contract, robot="ur5e", state_units=("inch", *contract.state_units[1:]))
@@ -128,6 +163,7 @@ def test_outputs_are_not_overwritten_by_accident(run: Path, policy_folder: Path,
         ({"ray_address": "auto"}, "rollouts=ray"),
         ({"reward": "spares"}, "sparse"),
         ({"reward_weight": 0.0}, "nothing to learn from"),
+        ({"vision": "lora"}, "vision=lora needs trains=all"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], says: str, policy_folder: Path, tmp_path: Path) -> None:
@@ -142,7 +178,7 @@ def test_a_task_that_does_not_exist_is_named(policy_folder: Path, tmp_path: Path
 
 def test_it_stops_when_it_collapses(run: Path, policy_folder: Path) -> None:
     settings = config(policy_folder, run, max_kl=1.0)
-    training = FinetuningRun(settings)
+    training = FinetuningRun(settings, "no")
     assert why_stop(settings, training, {"kl_reference": 0.5}) == ""
     assert "max_kl" in why_stop(settings, training, {"kl_reference": 1.5})
     training.best_success, training.last_success = 0.9, 0.5
@@ -153,7 +189,7 @@ def test_it_stops_when_it_collapses(run: Path, policy_folder: Path) -> None:
 
 
 def test_scenes_are_never_met_twice(run: Path, policy_folder: Path) -> None:
-    training = FinetuningRun(config(policy_folder, run))
+    training = FinetuningRun(config(policy_folder, run), "no")
     first = {job.seed for job in training.jobs()}
     training.updates = 1
     second = {job.seed for job in training.jobs()}

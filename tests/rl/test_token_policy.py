@@ -48,6 +48,18 @@ def test_log_probabilities_are_those_of_the_vlas_own_loss(small: SimpleNamespace
 
 
 @torch.no_grad()
+def test_a_trunk_in_bf16_is_near_the_one_in_float32(small: SimpleNamespace) -> None:
+    contract = small.contract()
+    obs = raw(small, 8)
+    plain = token_policy(small.model(contract), contract, exploration=small.own_tokens)
+    fast = token_policy(small.model(contract), contract, exploration=small.own_tokens, precision="bf16")
+    wanted, found = plain.log_probabilities(obs), fast.log_probabilities(obs)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, wanted)
+    assert (found.exp() - wanted.exp()).abs().sum(-1).max() < 0.05
+
+
+@torch.no_grad()
 def test_log_probability_and_entropy_of_a_chunk_are_sums_over_its_tokens(small: SimpleNamespace) -> None:
     obs, rng = raw(small, 5), np.random.default_rng(3)
     policy, tokens = small.policy(), rng.integers(0, 256, (5, 4, 7))

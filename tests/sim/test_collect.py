@@ -89,6 +89,4 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
             collect(CollectConfig(tmp_path / "x", **wrong))
     with pytest.raises(UsageError, match="did you mean visual"):
         CollectConfig(tmp_path, randomization="vsual")
-    with pytest.raises(UsageError, match="kind=scenes varies layouts only"):
-        collect(CollectConfig(tmp_path / "x", kind="scenes", randomization="visual"))
     assert not (tmp_path / "x").exists()

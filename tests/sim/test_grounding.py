@@ -35,6 +35,23 @@ def test_scenes_are_varied_and_physical(scenes: Scenes) -> None:
     assert len(np.unique(scenes.state[:, 9].round(3))) > 10  # gripper widths
 
 
+def test_scenes_vary_as_they_are_told(scenes: Scenes) -> None:
+    varied = render_scenes(np.random.default_rng(0), 60, image_size=32, randomization="full")
+    again = render_scenes(np.random.default_rng(0), 5, image_size=32, randomization="full")
+    np.testing.assert_array_equal(again.images["front"], varied.images["front"][:5])
+    np.testing.assert_array_equal(again.objects, varied.objects[:5])
+    cameras = {tuple(view.camera.position.round(4)) for view in varied.views}
+    assert len(cameras) > 30 > len({tuple(view.camera.position) for view in scenes.views}) == 1
+    assert varied.images["front"].mean(axis=(1, 2, 3)).std() > 3 * scenes.images["front"].mean(axis=(1, 2, 3)).std()
+    rng = np.random.default_rng(1)
+    for i in range(len(varied)):  # a colour may vary, not what the label says: the scene's own place, by that camera
+        for text, points in grounding_samples(varied, i, rng, 4):
+            view = varied.views[i]
+            if text.endswith(("the plate", "onto the plate")) and np.isfinite(points[1]).all():
+                np.testing.assert_allclose(points[1, :2], varied.objects[i, PLATE, :2], atol=1e-6)
+            np.testing.assert_allclose(view.label(view.places(points[:1])), points[:1], atol=1e-5)
+
+
 def test_sentences_point_at_what_they_name(scenes: Scenes) -> None:
     rng = np.random.default_rng(1)
     named = 0

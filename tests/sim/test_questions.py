@@ -83,6 +83,9 @@ def test_collected_questions_follow_from_their_seed(tmp_path: Path) -> None:
     assert load_contract(tmp_path / "a").robot == "fr3"
     with pytest.raises(VolarError, match="kind: questions, now None"):  # the folder is not one of scenes
         collect(CollectConfig(tmp_path / "a", kind="scenes", scenes=40, image_size=16, workers=1, resume=True))
+    again = {"kind": "questions", "scenes": 40, "image_size": 16, "workers": 1, "resume": True}
+    with pytest.raises(VolarError, match="randomization: None, now visual"):
+        collect(CollectConfig(tmp_path / "a", randomization="visual", **again))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="kind=questions asks about blocks"):
         collect(CollectConfig(tmp_path / "c", kind="questions", tasks=("reach",)))
     collect(CollectConfig(tmp_path / "a", kind="scenes", scenes=5, image_size=16, workers=1, overwrite=True))

@@ -17,6 +17,7 @@ from volar.datasets.held_out import split_episodes
 from volar.datasets.lerobot_format import load_contract
 from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.mixture import Source
+from volar.datasets.mixture_contract import MixtureRules
 from volar.datasets.statistics import field_statistics
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.interface import Observation
@@ -24,7 +25,7 @@ from volar.vla.checkpoint_policy import load
 from volar.vla.losses import answer_loss
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_run import TrainingRun
-from volar.vla.validation import groups_of
+from volar.vla.validation import HeldOut, groups_of
 
 Settings = Callable[..., TrainConfig]
 
@@ -69,6 +70,31 @@ def test_what_is_measured_is_what_the_saved_policy_does(settings: Settings, data
         assert measured[f"validation/l1_{group}"] == pytest.approx(want, rel=1e-2), group
     assert groups_of(spec) == {"m": [0, 1, 2], "rad": [3, 4, 5], "gripper": [6]}
     assert 0 <= measured["validation/token_accuracy"] < 0.2
+
+
+@pytest.mark.parametrize("decoder", ["parallel", "flow"])
+def test_a_camera_that_held_out_frames_lack_is_not_looked_at(
+    settings: Settings, dataset: Path, tmp_path: Path, decoder: str
+) -> None:
+    (tmp_path / "whole").symlink_to(dataset)
+    cache, contract = FrameCache.open(dataset), load_contract(dataset)
+    lacking = replace(cache, images={"front": cache.images["front"]})
+    lacking.save(tmp_path / "lacking", replace(contract, cameras=contract.cameras[:1]))
+    rules = MixtureRules(missing_cameras="pad")
+    config = settings(
+        dataset=tmp_path, mixture="whole:1,lacking:1", mix=rules, validation=0.25, steps=2, decoder=decoder
+    )
+    train(config)
+    assert rows(config.output)[-1]["validation/l1_m"] > 0
+    training = TrainingRun.start(replace(config, output=tmp_path / "other"))
+    for source in training.data.held_out:
+        held = HeldOut(training, source)
+        batch = next(held.batches())
+        noisy = np.random.default_rng(0).integers(0, 255, batch.images["wrist"].shape, np.uint8)
+        other = replace(batch, images=batch.images | {"wrist": noisy})
+        with torch.inference_mode():
+            decoded, looked = held.decode(batch)[0], held.decode(other)[0]
+        assert np.array_equal(decoded, looked) == (source.name == "lacking")
 
 
 def test_only_answers_carry_the_answer_loss() -> None:
