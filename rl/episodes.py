@@ -6,7 +6,7 @@ As in `volar.sim.closed_loop`, on the same virtual clock with the same latency; 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from volar.robots.kinematics import Arm
 from volar.sim.closed_loop import world_for
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks.layout import NoLayout
-from volar.sim.world import CONTROL_PERIOD_S
+from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.processor_volar import InferenceGraph
 
@@ -32,20 +32,22 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class Job:
     """One episode to run. `noise_seed`: of what is tried out, None for the deployed policy's own choice; `group`: jobs
-    of one group begin in the same state."""
+    of one group begin in the same state; `held_out`: judged by the truth, whatever the reward."""
 
     task: str
     seed: int
     noise_seed: int | None = None
     group: int = 0
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """N decisions of one episode. `inputs`: name -> (N, ...), an observation of `TokenPolicy`; `tokens` int16
     (N, E, A); `rewards` (N,) of the steps that each decision lasted, discounted to its beginning; `steps` (N,) their
-    number; `last` (P,): what the critic sees at the end. `terminated`: it ended by itself, and not by the clock.
-    `points` (N, 2, 5): labels of pointing. `valid`: False for a scene that could not be run, without decisions."""
+    number; `last` (P,): what the critic sees at the end. `terminated`: it ended by itself, and not by the clock: with
+    success, or what a `Judge` took for it. `success`: what was asked for was true after some step. `points` (N, 2, 5):
+    labels of pointing. `valid`: False for a scene that could not be run, without decisions."""
 
     job: Job
     inputs: Mapping[str, Array]
@@ -65,7 +67,7 @@ class Trajectory:
 @dataclass(frozen=True)
 class Setting:
     """What every episode of a run shares. `gamma`: discount of one step; `images`: keep them, for a trunk that trains;
-    `pointing`: keep labels of pointing."""
+    `pointing`: keep labels of pointing; `classifier`: the folder of one, for reward `classifier`."""
 
     tasks: tuple[str, ...]
     robot: str = "fr3"
@@ -76,6 +78,17 @@ class Setting:
     world_seed: int = 0
     images: bool = False
     pointing: bool = False
+    classifier: str = ""
+
+
+class Judge(Protocol):
+    """Looks on in place of the truth. `begin` once an episode, then `after_step` after each policy step, in order."""
+
+    def begin(self, world: TaskWorld, instruction: str) -> None: ...
+
+    def after_step(self, world: TaskWorld, success: bool) -> bool:
+        """Whether the episode ends here; `success`: whether what was asked for is true now."""
+        ...
 
 
 class ExploringPolicy:
@@ -118,18 +131,23 @@ class ExploringPolicy:
 class EpisodeRunner:
     """Runs jobs one after the other; a task's world is kept until another task comes.
 
-    An episode is determined by the weights, the setting and the job alone. Raises `ContractError` listing every field
-    in which the policy does not fit the robot.
+    An episode is determined by the weights, the setting and the job alone. `judge`: ends episodes, all but those held
+    out; None: success does. Raises `ContractError` listing every field in which the policy does not fit the robot.
     """
 
     def __init__(
-        self, setting: Setting, policy: TokenPolicy, contract: PolicyContract, tokenizer: InstructionTokenizer
+        self,
+        setting: Setting,
+        policy: TokenPolicy,
+        contract: PolicyContract,
+        tokenizer: InstructionTokenizer,
+        judge: Judge | None = None,
     ) -> None:
-        self.setting = setting
+        self.setting, self._judge = setting, judge
         self.policy = ExploringPolicy(policy, contract, tokenizer)
         self.policy.keeps_images = setting.images
         self._source = InProcessSource(self.policy, setting.latency_s)
-        self._worlds: dict[str, tuple[Any, ControlLoop]] = {}
+        self._worlds: dict[str, tuple[TaskWorld, ControlLoop]] = {}
         self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))
 
     def run(self, job: Job) -> Trajectory:
@@ -156,12 +174,15 @@ class EpisodeRunner:
         self._source.reset(job.seed)
         self.policy.explore(job.noise_seed)
         loop.reset(world.body.now_ns)
-        steps, limit, success = 0, world.task.max_steps, False
+        judge = None if job.held_out else self._judge
+        if judge is not None:
+            judge.begin(world, world.instruction)
+        steps, limit, success, ended = 0, world.task.max_steps, False, False
         seen: list[Array] = []
         points: list[Array] = []
         decided_at: list[int] = []
         earned: list[float] = []
-        while steps < limit and not success:
+        while steps < limit and not ended:
             before = privileged_state(told, world.state, 1.0 - steps / limit, self.setting.tasks)
             label = world.points() if self.setting.pointing else np.zeros((2, 5), np.float32)
             for _ in range(self._ticks):
@@ -175,16 +196,22 @@ class EpisodeRunner:
                 points.append(label)
             steps += 1
             state = world.state
-            success = told.success(state)
-            earned.append(reward.after_step(state, success))
+            now = told.success(state)
+            success = success or now
+            ended = now if judge is None else judge.after_step(world, now)
+            earned.append(reward.after_step(state, ended))
         last = privileged_state(told, world.state, 1.0 - steps / limit, self.setting.tasks)
         rewards, durations = per_decision(earned, decided_at, self.setting.gamma)
         inputs = {key: np.stack([item[key] for item in self.policy.inputs]) for key in self.policy.inputs[0]}
         inputs["privileged"] = np.stack(seen)
         tokens = np.stack(self.policy.tokens)
-        return Trajectory(job, inputs, tokens, rewards, durations, last, np.stack(points), success, success)
+        return Trajectory(job, inputs, tokens, rewards, durations, last, np.stack(points), success, ended)
 
-    def _world(self, task: str) -> tuple[Any, ControlLoop]:
+    def world(self, task: str) -> TaskWorld:
+        """Where episodes of a task happen; the next one resets it."""
+        return self._world(task)[0]
+
+    def _world(self, task: str) -> tuple[TaskWorld, ControlLoop]:
         if task not in self._worlds:
             setting = self.setting
             world = world_for(task, setting.robot, self.policy.contract, setting.randomization, setting.world_seed)

@@ -18,6 +18,7 @@ EXAMPLES = (
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust",
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust resume=true",
     "volar-finetune policy=runs/policy tasks=push_to algorithm=grpo minutes=30 output=runs/grpo",
+    "volar-finetune policy=runs/policy tasks=lift reward=classifier classifier=runs/success minutes=9 output=runs/b",
     "volar-finetune policy=runs/policy tasks=lift trains=all vision=frozen language=lora minutes=30 output=runs/lora",
     "volar-evaluate policy=runs/finetuned/best tasks=reach,lift output=runs/evaluation",
 )
@@ -39,7 +40,13 @@ class FinetuneConfig:
     algorithm: Literal["ppo", "grpo"] = field(
         default="ppo", metadata={"help": "with a critic, or relative to episodes from the same start"}
     )
-    reward: str = field(default="sparse", metadata={"help": "sparse: success; dense: also the way there"})
+    reward: str = field(
+        default="sparse",
+        metadata={"help": "sparse: success; dense: also the way there; classifier: what a learned one takes for it"},
+    )
+    classifier: Path | None = field(
+        default=None, metadata={"help": "folder of python -m volar.rl.success_classifier, for reward=classifier"}
+    )
     episodes: int = field(default=64, metadata={"help": "for each update, over all tasks"})
     group: int = field(default=8, metadata={"help": "of these from the same start, for algorithm=grpo"})
     gamma: float = field(default=0.99, metadata={"help": "discount of one step"})
@@ -90,7 +97,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         from volar.rl.exploration import Exploration
-        from volar.rl.rewards import REWARDS
+        from volar.rl.rewards import CLASSIFIER, REWARDS
         from volar.sim.randomization import Randomization
 
         if (self.minutes is None) == (self.updates is None):
@@ -121,8 +128,10 @@ class FinetuneConfig:
             raise UsageError(f"ray_address={self.ray_address} is for rollouts=ray")
         if self.resume and self.overwrite:
             raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
-        if self.reward not in REWARDS:
-            raise Unknown("reward", self.reward, REWARDS)
+        if self.reward not in (*REWARDS, CLASSIFIER):
+            raise Unknown("reward", self.reward, (*REWARDS, CLASSIFIER))
+        if (self.reward == CLASSIFIER) != (self.classifier is not None):
+            raise UsageError(f"reward={self.reward}, classifier={self.classifier}: reward=classifier needs its folder")
         Randomization.of(self.randomization)
         try:
             Exploration(self.temperature, self.kernel_bins, self.correlation)

@@ -113,6 +113,8 @@ def _note(training: FinetuningRun, metrics: dict[str, float]) -> str:
         f"trying out {metrics['success']:.0%}",
         f"held out {training.last_success:.0%}",
     ]
+    if math.isfinite(metrics.get("reward_precision", math.nan)):
+        words.append(f"classifier right {metrics['reward_precision']:.0%}")
     if "kl_reference" in metrics:
         words.append(f"KL {metrics['kl_reference']:.3f}  clipped {metrics['clip_fraction']:.0%}")
     if "explained_variance" in metrics:
@@ -138,7 +140,7 @@ def why_stop(config: FinetuneConfig, training: FinetuningRun, metrics: dict[str,
 def _require_apart(config: FinetuneConfig) -> None:
     """The output, which may be replaced, holds none of the inputs."""
     output = config.output.resolve()
-    for path in (config.policy, config.demonstrations):
+    for path in (config.policy, config.demonstrations, config.classifier):
         if path is not None and output in (path.resolve(), *path.resolve().parents):
             raise VolarError(f"output {config.output} holds {path}; give another output")
 

@@ -18,8 +18,10 @@ from volar.rl.exploration import Exploration
 from volar.rl.grpo import grpo_update
 from volar.rl.learner import Auxiliary, Learner, UpdateConfig
 from volar.rl.ppo import ppo_update
-from volar.rl.rewards import privileged_size
+from volar.rl.rewards import CLASSIFIER, privileged_size
 from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, Rollouts, WorkerSetup
+from volar.rl.success_network import require_classifier
+from volar.rl.success_training import reward_agreement
 from volar.rl.token_policy import token_policy
 from volar.rl.wire import encode_weights, trained_names
 from volar.robots.errors import VolarError
@@ -75,6 +77,7 @@ class FinetuningRun:
             world_seed=config.seed,
             images=config.trains == "all",
             pointing=self._pointing is not None,
+            classifier=str(config.classifier or ""),
         )
         self.setup = WorkerSetup(folder, self.contract.execute_steps, exploration, config.trains, self.setting)
         self.updates, self.elapsed_s, self.env_steps = 0, 0.0, 0
@@ -125,7 +128,7 @@ class FinetuningRun:
     def held_out(self) -> list[Job]:
         """The same scenes each time, never practised, acted in as the deployed policy would."""
         count = self.config.evaluation_episodes
-        return [Job(task, _HELD_OUT_SEED + i) for task in self.setting.tasks for i in range(count)]
+        return [Job(task, _HELD_OUT_SEED + i, held_out=True) for task in self.setting.tasks for i in range(count)]
 
     def update(self, rollouts: Rollouts, progress: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Runs the episodes of one update and learns from them; returns what is reported of it.
@@ -141,6 +144,8 @@ class FinetuningRun:
             raise VolarError(f"no episode of update {self.updates} could be run; try another randomization")
         collected_s = time.monotonic() - started
         notes = self._learn(trajectories)
+        if self.config.reward == CLASSIFIER:
+            notes |= reward_agreement(trajectories)
         steps = int(sum(t.steps.sum() for t in trajectories))
         self.updates += 1
         self.env_steps += steps
@@ -207,7 +212,8 @@ def save_cloned(config: "FinetuneConfig") -> None:
     """Copies the policy to `output/cloned`, as it will act and learn here: low-rank updates that it came with merged,
     new ones, which change nothing yet, where they are to be learned.
 
-    Raises `ContractError` when it does not fit, `VolarError` for a decoder without independent tokens.
+    Raises `ContractError` when it does not fit, or the classifier does not fit it; `VolarError` for a decoder without
+    independent tokens, and for a classifier that has not learned the tasks.
     """
     from volar.robots.contract import require
     from volar.robots.policies import find_policy
@@ -221,6 +227,8 @@ def save_cloned(config: "FinetuneConfig") -> None:
         have = f"{config.policy} decodes by decoder={model.config.decoder}"
         raise VolarError(f"{have}; volar-finetune moves the tokens of decoder=parallel only")
     require(contract, load_robot(config.robot))
+    if config.classifier is not None:
+        require_classifier(config.classifier, contract, config.task_names)
     steps = config.execute_steps or contract.execute_steps
     if steps > contract.chunk_length:
         raise VolarError(f"execute_steps={steps} is above the policy's chunk of {contract.chunk_length}")

@@ -61,7 +61,7 @@ class Told:
 
 
 class SparseReward:
-    """1 at success, which ends the episode."""
+    """1 at success, or what is taken for it, which ends the episode."""
 
     def begin(self, state: SceneState) -> None:
         pass
@@ -106,16 +106,17 @@ def _closeness(distance_m: float, scale_m: float) -> float:
     return scale_m / (scale_m + distance_m)
 
 
-REWARDS = ("sparse", "dense")
+REWARDS = ("sparse", "dense")  # of the simulator's state
+CLASSIFIER = "classifier"  # as sparse, but a learned judge (`volar.rl.success_network`) says what success is
 
 
 def make_reward(name: str, told: Told, gamma: float) -> Reward:
-    """Raises `Unknown` for a name that is none of `REWARDS`."""
-    if name == "sparse":
+    """Raises `Unknown` for a name that is neither `CLASSIFIER` nor one of `REWARDS`."""
+    if name in ("sparse", CLASSIFIER):
         return SparseReward()
     if name == "dense":
         return DenseReward(told, gamma)
-    raise Unknown("reward", name, REWARDS)
+    raise Unknown("reward", name, (*REWARDS, CLASSIFIER))
 
 
 def privileged_state(told: Told, state: SceneState, left: float, tasks: Sequence[str]) -> NDArray[np.float32]:

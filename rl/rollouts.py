@@ -66,6 +66,7 @@ class RolloutWorker:
         import torch
 
         from volar.rl.rewards import privileged_size
+        from volar.rl.success_network import load_classifier
         from volar.rl.token_policy import token_policy
         from volar.vla.checkpoint_policy import load_parts
 
@@ -79,7 +80,8 @@ class RolloutWorker:
             exploration=setup.exploration,
             trains=setup.trains,
         )
-        self.runner = EpisodeRunner(setup.setting, self.policy, contract, tokenizer)
+        judge = load_classifier(Path(setup.setting.classifier)) if setup.setting.classifier else None
+        self.runner = EpisodeRunner(setup.setting, self.policy, contract, tokenizer, judge)
 
     def load(self, weights: bytes) -> None:
         load_weights(self.policy.vla, weights)

@@ -35,8 +35,8 @@ class Disturbances:
     slip_steps: int = 9
 
 
-class _Sampler:
-    """Temporally correlated disturbances, one episode's worth."""
+class DisturbanceSampler:
+    """Temporally correlated disturbances, one episode's worth; `executed` once a step."""
 
     def __init__(self, config: Disturbances, rng: np.random.Generator) -> None:
         self._config, self._rng = config, rng
@@ -84,7 +84,7 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
     noise = noise or Disturbances()
     driver.reset(seed)
     world = driver.world
-    sampler = _Sampler(noise, np.random.default_rng([seed, 1]))
+    sampler = DisturbanceSampler(noise, np.random.default_rng([seed, 1]))
     low, high = np.array(world.spec.action.low), np.array(world.spec.action.high)
     images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in world.body.cameras}
     states, actions, points = [], [], []
