@@ -119,7 +119,10 @@ def test_a_policy_of_another_body_is_refused() -> None:
     from lerobot.scripts.lerobot_eval import rollout
 
     policy, pipelines = volar_policy()
-    for settings, said in (({"robot": "ur5e"}, "robot: policy wants fr3, found ur5e"), ({"fps": 20}, "the environment 20: --env.fps=10")):
+    for settings, said in (
+        ({"robot": "ur5e"}, "robot: policy wants fr3, found ur5e"),
+        ({"fps": 20}, "the environment 20: --env.fps=10"),
+    ):
         (group,) = VolarEnv(episode_length=1, **settings).create_envs(1).values()
         with pytest.raises(ContractError, match=said):
             rollout(group[0], policy, *VolarEnv().get_env_processors(), *pipelines, seeds=[0])

@@ -146,8 +146,8 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         robot, rate_hz = text.split(" ")
         require(self.contract, load_robot(robot))
         if float(rate_hz) != self.contract.action.rate_hz:
-            wanted = f"{self.contract.action.rate_hz:g}"
-            raise ContractError(f"the policy acts {wanted} times a second, the environment {rate_hz}: --env.fps={wanted}")
+            own = f"{self.contract.action.rate_hz:g}"
+            raise ContractError(f"the policy acts {own} times a second, the environment {rate_hz}: --env.fps={own}")
         self._fits.add(text)
 
 
