@@ -336,7 +336,7 @@ def figures(child: Child, samples: int) -> dict[str, float]:
     return {
         "parameters [M]": warm_up["parameters"] / 1e6,
         "of which train [M]": warm_up["trained"] / 1e6,
-        "prefix [tokens]": counted[-1]["prefix_tokens"],
+        "tokens of the prefix": counted[-1]["prefix_tokens"],
         "samples/s": samples / median(seconds),
         "least": samples / max(seconds),
         "most": samples / min(seconds),
