@@ -145,7 +145,7 @@ class Stopwatch:
         if not line:
             raise SystemExit(0)
         self._left = int(line)
-        if self._found.get("seconds"):  # what starting took at most no longer counts as the training's
+        if "seconds" in self._found:  # what starting and the first steps took is told
             Path("/proc/self/clear_refs").write_text("5")
         self._start, self._used, self._inside, self._loading = time.perf_counter(), processor_s(), 0.0, 0.0
 
@@ -165,13 +165,11 @@ def processor_s() -> float:
 
 
 def memory() -> dict[str, int]:
-    """[KiB]: this process's largest resident set, and that since it was last cleared; its children's now, what several
-    of them share counted once."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    """[KiB]: this process's largest resident set since that was last cleared; its children's now, what several of them
+    share counted once."""
     lines = [line for child in children() for line in (child / "smaps_rollup").read_text().splitlines()]
     return {
         "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "training_peak_kib": int(status["VmHWM"].split()[0]),
         "loaders_kib": sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")),
     }
 
@@ -250,10 +248,11 @@ UNEQUAL = (
     "The prefix: Volar puts SmolVLM's own markers around images and the instruction, and two pointing queries.",
     "The expert: SmolVLA's attends to the prefix in every second layer and to prefix and chunk in the others, with a "
     "gated MLP; Volar's attends to both in all, with a plain one.",
-    "SmolVLA pads states and actions to 32 numbers and standardizes; Volar takes 8 and 7, by quantiles.",
+    "SmolVLA pads states and actions to 32 numbers; Volar takes as many as there are.",
     "Volar also learns to point (a head on the prefix's last hidden states) and averages what it trains.",
+    "Of the language model, `all` leaves the last layer frozen in SmolVLA, and nothing in Volar.",
     "LeRobot loads with its default of 4 processes; Volar in the step, from frames decoded once.",
-    "LeRobot's scheduler and AdamW are its preset's; Volar's AdamW has a weight decay of 0.01.",
+    "Each has its own AdamW, schedule and use of threads (Volar's sleep while they wait).",
 )
 
 
@@ -329,41 +328,43 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     show(options, children)
 
 
+def figures(child: Child, samples: int) -> dict[str, float]:
+    """Of the windows that count, of so many samples each: medians, and the largest memory."""
+    warm_up, *counted = child.windows[1:]
+    seconds = [window["seconds"] for window in counted]
+    peak = max(window["peak_kib"] for window in counted)
+    return {
+        "parameters [M]": warm_up["parameters"] / 1e6,
+        "of which train [M]": warm_up["trained"] / 1e6,
+        "tokens of the prefix": counted[-1]["prefix_tokens"],
+        "samples/s": samples / median(seconds),
+        "least": samples / max(seconds),
+        "most": samples / min(seconds),
+        "processor seconds a sample": median(window["processor_s"] for window in counted) / samples,
+        "of the time, waiting for data [%]": 100 * sum(window["loading_s"] for window in counted) / sum(seconds),
+        "peak memory while training [GB]": peak * 1024 / 1e9,
+        "peak memory, starting included [GB]": max(peak, warm_up["peak_kib"]) * 1024 / 1e9,
+        "of its loading processes [GB]": counted[-1]["loaders_kib"] * 1024 / 1e9,
+    }
+
+
 def show(options: argparse.Namespace, children: list[Child]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    found = {child.name: figures(child, options.batch * options.steps) for child in children}
+    theirs, ours = found.values()
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    what = f"SmolVLA of SmolVLM2-{options.size}, {options.precision}, trains: {options.trains}"
-    how = f"batches of {options.batch}, {options.threads} threads, load {load}"
-    table = Table(title=f"{what}; {how}")
-    columns = ("parameters / trained [M]", "prefix", "samples/s", "from, to", "processor s/sample", "data")
-    for column in ("", *columns, "peak [GB]", "training", "loaders"):
-        table.add_column(column, justify="right" if column else "left")
-    rates, found = {}, {}
-    samples = options.batch * options.steps  # of a window
-    for child in children:
-        counted, last = child.windows[2:], child.windows[-1]
-        each = [samples / window["seconds"] for window in counted]
-        waited = sum(window["loading_s"] for window in counted) / sum(window["seconds"] for window in counted)
-        used = median(window["processor_s"] for window in counted) / samples
-        rates[child.name], found[child.name] = median(each), counted
-        gigabytes = (f"{last[key] * 1024 / 1e9:.2f}" for key in ("peak_kib", "training_peak_kib", "loaders_kib"))
-        table.add_row(
-            child.name,
-            f"{last['parameters'] / 1e6:.1f} / {last['trained'] / 1e6:.1f}",
-            str(last["prefix_tokens"]),
-            f"{rates[child.name]:.3f}",
-            f"{min(each):.3f}, {max(each):.3f}",
-            f"{used:.2f}",
-            f"{waited:.1%}",
-            *gigabytes,
-        )
-    Console(width=130).print(table)
-    theirs, ours = rates.values()
-    print(f"Volar's samples/s of LeRobot's: {ours / theirs:.2f}")
+    what = f"SmolVLM2-{options.size}, {options.precision}, trains: {options.trains}, batches of {options.batch}"
+    table = Table(*("", *found, "Volar's of LeRobot's"), title=f"{what}, {options.threads} threads, load {load}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in theirs:
+        ratio = f"{ours[name] / theirs[name]:.2f}" if theirs[name] and ours[name] else ""
+        table.add_row(name, f"{theirs[name]:.3g}", f"{ours[name]:.3g}", ratio)
+    Console(width=110).print(table)
     print("Not equal:", *UNEQUAL, sep="\n  ")
-    print(json.dumps(found))
+    print(json.dumps({"settings": vars(options) | {"dataset": str(options.dataset)}, "found": found}))
 
 
 if __name__ == "__main__":
