@@ -1,6 +1,6 @@
 """Training of a SmolVLA: LeRobot's own policy and trainer, and `volar-train` with decoder flow, in turn in one run.
 
-    python -P benchmarks/smolvla.py [--size 500M] [--precision fp32] [--trains expert] [--batch 4] [--rounds 3]
+    python -P benchmarks/smolvla.py [--size 500M] [--precision fp32] [--trains expert] [--batch 4] [--rounds 4]
 
 Both train on the same demonstrations (two cameras, collected first, or `--dataset`), around the same SmolVLM2 of
 random weights, with an action expert of the same width, chunks of 50 and the same number of threads: `lerobot-train`'s
@@ -297,8 +297,8 @@ def main() -> None:
     parser.add_argument("--trains", choices=("expert", "all"), default="expert")
     parser.add_argument("--dataset", type=Path, help="a LeRobotDataset v3 of volar-collect or volar-convert")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2, help="of a window")
-    parser.add_argument("--rounds", type=int, default=3, help="windows of each")
+    parser.add_argument("--steps", type=int, default=1, help="of a window")
+    parser.add_argument("--rounds", type=int, default=4, help="windows of each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trainer", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
