@@ -1,6 +1,6 @@
 """Training of a SmolVLA: LeRobot's own policy and trainer, and `volar-train` with decoder flow, in turn in one run.
 
-    python -P benchmarks/smolvla.py [--size 500M] [--precision fp32] [--trains expert] [--batch 4] [--rounds 4]
+    python -P benchmarks/smolvla.py [--size 500M] [--precision fp32] [--trains expert] [--batch 4] [--steps 4]
 
 Both train on the same demonstrations (two cameras, collected first, or `--dataset`), around the same SmolVLM2 of
 random weights, with an action expert of the same width, chunks of 50 and the same number of threads: `lerobot-train`'s
@@ -17,11 +17,13 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -270,16 +272,26 @@ class Child:
             stderr=self._errors.open("w"),
             text=True,
             env={**os.environ, **threads},
+            start_new_session=True,
         )
         self.windows = [self._answer()]  # what there is before the first step
 
     def train(self, steps: int) -> None:
+        """A window. Outside of them everything stands still, loading processes too: they would compute at the other
+        trainer's expense."""
         assert self._process.stdin is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
         print(steps, file=self._process.stdin, flush=True)
         self.windows.append(self._answer())
+        os.killpg(self._process.pid, signal.SIGSTOP)
 
     def end(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
         self._process.communicate()
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -297,8 +309,8 @@ def main() -> None:
     parser.add_argument("--trains", choices=("expert", "all"), default="expert")
     parser.add_argument("--dataset", type=Path, help="a LeRobotDataset v3 of volar-collect or volar-convert")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1, help="of a window")
-    parser.add_argument("--rounds", type=int, default=4, help="windows of each")
+    parser.add_argument("--steps", type=int, default=4, help="of a window")
+    parser.add_argument("--rounds", type=int, default=3, help="windows of each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trainer", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -317,14 +329,19 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         collect = Path(sys.executable).with_name("volar-collect")
         settings = ("tasks=lift,place_on", "episodes=20", "image_size=256", "seed=0", f"output={options.dataset}")
         subprocess.run([collect, *settings], check=True, stdout=subprocess.DEVNULL)
-    children = [Child(name, options, folder) for name in TRAINERS]
-    for child in children:
-        child.train(1)  # memory is taken, kernels chosen, loaders started
-    for _ in range(options.rounds):
+    children: list[Child] = []
+    try:
+        for name in TRAINERS:
+            children.append(Child(name, options, folder))
+            children[-1].train(2)  # memory is taken, kernels chosen, loaders started
+        for _ in range(options.rounds):
+            for child in children:
+                child.train(options.steps)
         for child in children:
-            child.train(options.steps)
-    for child in children:
-        child.end()
+            child.end()
+    finally:
+        for child in children:
+            child.kill()
     show(options, children)
 
 
