@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from volar.rl.rewards import REWARDS, Told, make_reward, privileged_size, privileged_state
+from volar.rl.rewards import REWARDS, DenseReward, Reward, SparseReward, Told, privileged_size, privileged_state
 from volar.robots.command_line import run
 from volar.robots.errors import Unknown, UsageError
 from volar.sim.closed_loop import episode_seed
@@ -26,6 +26,7 @@ EXAMPLES = (
     "python -m volar.rl.state_baselines task=push algorithm=ppo steps=200000 output=runs/state-push",
 )
 Observation = dict[str, NDArray[np.float32]]
+_PROGRESS = 10.0  # of the potential, which changes by some hundredths a step
 
 
 class StateEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -33,8 +34,8 @@ class StateEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Observation: `proprio` (S,), the robot's state, and `scene` (P,), see `privileged_state`. Action (4,) in [-1, 1]:
     displacement in units of `step_m`, and the gripper, 1 = open. Reward as in `volar.rl.rewards`; success terminates.
-    Progress is not discounted (`shaping_gamma` 1): with the learner's own discount every place is worth as much as
-    every other until success has been met by chance, and SAC on reach went away from the block.
+    Progress counts `_PROGRESS` times and is not discounted: with the learner's own discount every place is worth as
+    much as every other until success has been met by chance, and beside SAC's entropy bonus a step was worth nothing.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  # Gymnasium's own
@@ -45,13 +46,12 @@ class StateEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         reward: str = "dense",
         randomization: str = "none",
         robot: str = "fr3",
-        shaping_gamma: float = 1.0,
         step_m: float = 0.035,
     ) -> None:
         from volar.sim.env import TabletopEnv
 
         self._env = TabletopEnv(task, robot, cameras=(), randomization=randomization)
-        self._kind, self._gamma, self._step_m = reward, shaping_gamma, step_m
+        self._kind, self._step_m = reward, step_m
         states = len(self._env.world.spec.state_names)
         self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
@@ -70,7 +70,9 @@ class StateEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         seen, info = self._env.reset(seed=chosen, options=options)
         world = self._env.world
         self._told = Told(world.task, world.goal)
-        self._reward = make_reward(self._kind, self._told, self._gamma)
+        self._reward: Reward = SparseReward()
+        if self._kind == "dense":
+            self._reward = DenseReward(self._told, gamma=1.0, weight=_PROGRESS)
         self._reward.begin(world.state)
         self._left = 1.0
         return self._observe(seen), info
