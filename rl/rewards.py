@@ -110,12 +110,12 @@ REWARDS = ("sparse", "dense")  # of the simulator's state
 CLASSIFIER = "classifier"  # as sparse, but a learned judge (`volar.rl.success_network`) says what success is
 
 
-def make_reward(name: str, told: Told, gamma: float) -> Reward:
-    """Raises `Unknown` for a name that is neither `CLASSIFIER` nor one of `REWARDS`."""
+def make_reward(name: str, told: Told, gamma: float, weight: float = 1.0) -> Reward:
+    """`gamma`, `weight`: of `DenseReward`. Raises `Unknown` for what is neither `CLASSIFIER` nor one of `REWARDS`."""
     if name in ("sparse", CLASSIFIER):
         return SparseReward()
     if name == "dense":
-        return DenseReward(told, gamma)
+        return DenseReward(told, gamma, weight)
     raise Unknown("reward", name, (*REWARDS, CLASSIFIER))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from volar.rl.rewards import REWARDS, DenseReward, Reward, SparseReward, Told, privileged_size, privileged_state
+from volar.rl.rewards import REWARDS, Told, make_reward, privileged_size, privileged_state
 from volar.robots.command_line import run
 from volar.robots.errors import Unknown, UsageError
 from volar.sim.closed_loop import episode_seed
@@ -70,9 +70,7 @@ class StateEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         seen, info = self._env.reset(seed=chosen, options=options)
         world = self._env.world
         self._told = Told(world.task, world.goal)
-        self._reward: Reward = SparseReward()
-        if self._kind == "dense":
-            self._reward = DenseReward(self._told, gamma=1.0, weight=_PROGRESS)
+        self._reward = make_reward(self._kind, self._told, gamma=1.0, weight=_PROGRESS)
         self._reward.begin(world.state)
         self._left = 1.0
         return self._observe(seen), info

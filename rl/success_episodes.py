@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.datasets.durable_file import write_durably
 from volar.rl.episodes import EpisodeRunner, Job, Setting
 from volar.rl.exploration import Exploration
 from volar.rl.rewards import Told, told_goal
@@ -198,11 +199,9 @@ def write_episode(path: Path, episode: LabelledEpisode) -> None:
     from safetensors.numpy import save
 
     facts = json.dumps({"task": episode.task, "instructions": episode.instructions})
-    temporary = path.with_suffix(".writing")
     arrays = {"features": episode.features, "success": episode.success}
     whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}  # safetensors takes the bytes as is
-    temporary.write_bytes(save(whole, {"facts": facts}))
-    temporary.rename(path)
+    write_durably(path, save(whole, {"facts": facts}))
 
 
 def read_episodes(folder: Path, wanted: Iterable[Wanted]) -> list[LabelledEpisode]:
