@@ -32,13 +32,15 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class Job:
     """One episode to run. `noise_seed`: of what is tried out, None for the deployed policy's own choice; `group`: jobs
-    of one group begin in the same state; `held_out`: judged by the truth, whatever the reward."""
+    of one group begin in the same state; `held_out`: judged by the truth, whatever the reward; `width`: of what is
+    tried out, 1 is the setting's."""
 
     task: str
     seed: int
     noise_seed: int | None = None
     group: int = 0
     held_out: bool = False
+    width: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ class ExploringPolicy:
         """Forgets; `explore` says whether the next episode tries things out."""
         self.inputs, self.tokens = [], []
 
-    def explore(self, noise_seed: int | None) -> None:
+    def explore(self, noise_seed: int | None, width: float = 1.0) -> None:
         rho, size = self.policy.exploration.correlation, self.contract.action.size
         self._noise = None if noise_seed is None else Noise(size, rho, np.random.default_rng(noise_seed))
+        self.policy.widen(width)
 
     @torch.inference_mode()
     def predict(self, observation: Observation) -> ActionChunk:
@@ -172,7 +175,7 @@ class EpisodeRunner:
         reward.begin(world.state)
         loop.set_instruction(world.instruction)
         self._source.reset(job.seed)
-        self.policy.explore(job.noise_seed)
+        self.policy.explore(job.noise_seed, job.width)
         loop.reset(world.body.now_ns)
         judge = None if job.held_out else self._judge
         if judge is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from volar.vla.action_tokenizers.uniform_bins import BINS
 
+_NARROWEST = 0.1  # bins; below it, a neighbour's share is no number any more
 _USED = BINS - 1  # bins that decode to a value of their own; the last one repeats its neighbour
 
 
@@ -39,12 +40,13 @@ class Exploration:
         if not 0 <= self.correlation <= 1:
             raise ValueError(f"correlation must be in [0, 1], is {self.correlation}")
 
-    def kernel(self) -> Tensor:
-        """(256, 256): row b is the distribution of the token tried out when the policy says b."""
-        if self.kernel_bins == 0:
+    def kernel(self, width: float = 1.0) -> Tensor:
+        """(256, 256): row b is the distribution of the token tried out when the policy says b; `width` scales it."""
+        sigma = self.kernel_bins * width
+        if sigma < _NARROWEST:
             return torch.eye(BINS)
         bins = torch.arange(BINS, dtype=torch.float64)
-        weights = torch.exp(-0.5 * ((bins[:, None] - bins) / self.kernel_bins) ** 2)
+        weights = torch.exp(-0.5 * ((bins[:, None] - bins) / sigma) ** 2)
         weights[:, _USED:] = 0.0
         return (weights / weights.sum(-1, keepdim=True)).float()
 

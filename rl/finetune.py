@@ -73,6 +73,9 @@ class FinetuneConfig:
     temperature: float = field(default=0.3, metadata={"help": "of the tokens that are tried out"})
     kernel_bins: float = field(default=3.0, metadata={"help": "how much wider than the policy's own tokens they are"})
     correlation: float = field(default=0.8, metadata={"help": "of what is tried out, from decision to decision"})
+    fade_updates: int = field(
+        default=30, metadata={"help": "after which kernel_bins is half of it, and so on; 0: it stays"}
+    )
     precision: Literal["auto", "fp32", "bf16"] = field(
         default="auto", metadata={"help": "of the trunk while learning; auto: bf16 where this machine is faster in it"}
     )
@@ -81,8 +84,8 @@ class FinetuneConfig:
     pointing_weight: float = field(
         default=0.0, metadata={"help": "of learning to point in the rollouts' images, with trains=all; no RL"}
     )
-    evaluate_every: int = field(default=5, metadata={"help": "updates between held-out evaluations"})
-    evaluation_episodes: int = field(default=25, metadata={"help": "of each task in them"})
+    evaluate_every: int = field(default=10, metadata={"help": "updates between held-out evaluations"})
+    evaluation_episodes: int = field(default=50, metadata={"help": "of each task in them"})
     save_every: int = field(default=5, metadata={"help": "updates between checkpoints"})
     keep: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
     report_episodes: int = field(default=50, metadata={"help": "of each task, before and after; 0: no report"})
@@ -108,7 +111,7 @@ class FinetuneConfig:
         for name in ("lora_rank", "episodes", "evaluate_every", "evaluation_episodes", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, is {getattr(self, name)}")
-        counts = ("seed", "workers", "critic_updates", "report_episodes")
+        counts = ("seed", "workers", "critic_updates", "fade_updates", "report_episodes")
         for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, is {getattr(self, name)}")

@@ -105,6 +105,12 @@ class FinetuningRun:
             return min(1.0, self.updates / self.config.updates)
         return min(1.0, self.elapsed_s / (60 * float(self.config.minutes or 1)))
 
+    @property
+    def width(self) -> float:
+        """Of what the next update tries out, relative to the first; a function of the update's number alone."""
+        halving = self.config.fade_updates
+        return 0.5 ** (self.updates / halving) if halving else 1.0
+
     def rollouts(self, workers: int) -> Rollouts:
         """Where episodes run. Raises `VolarError` when Ray is wanted and not installed."""
         if self.config.rollouts == "ray":
@@ -122,7 +128,7 @@ class FinetuningRun:
         jobs = []
         for i in range(config.episodes // group):
             task = tasks[(i + self.updates) % len(tasks)]
-            jobs += [Job(task, first + i, int(rng.integers(2**62)), group=i) for _ in range(group)]
+            jobs += [Job(task, first + i, int(rng.integers(2**62)), i, width=self.width) for _ in range(group)]
         return jobs
 
     def held_out(self) -> list[Job]:
@@ -160,6 +166,7 @@ class FinetuningRun:
 
     def _learn(self, trajectories: list[Trajectory]) -> dict[str, float]:
         config = self.config
+        self.policy.widen(self.width)
         rng = np.random.default_rng([config.seed, self.updates, 1])
         if self._pointing is not None:
             self._pointing.look_at(trajectories)

@@ -67,10 +67,10 @@ class TokenPolicy(ActorCriticPolicy):
         for name, parameter in model.named_parameters():
             learns = name.startswith("action_head.") or (trains == "all" and parameter.requires_grad)
             parameter.requires_grad_(learns)
-        self.exploration = exploration or Exploration(1.0, 0.0, 0.0)
+        self.exploration, self.width = exploration or Exploration(1.0, 0.0, 0.0), 0.0
         kernel = torch.eye(BINS).repeat(contract.action.size, 1, 1)  # (A, 256, 256)
-        kernel[: arm_dimensions(contract)] = self.exploration.kernel()
         self.register_buffer("kernel", kernel, persistent=False)
+        self.widen(1.0)
         self.register_buffer("free", torch.as_tensor(free_dimensions(contract)), persistent=False)  # (A,)
         seen = spaces.flatdim(observation_space[PRIVILEGED]) if self.critic_sees_state else model.backbone.width
         self.critic = nn.Sequential(
@@ -82,6 +82,12 @@ class TokenPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Callable[[float], float]) -> None:
         """Nothing of SB3's own networks."""
+
+    def widen(self, width: float) -> None:
+        """Makes what is tried out `width` times as wide as `exploration` says, from now on."""
+        if width != self.width:
+            self.width = width
+            self.kernel[: arm_dimensions(self._contract)] = self.exploration.kernel(width)
 
     @property
     def actor_parameters(self) -> list[nn.Parameter]:

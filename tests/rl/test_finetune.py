@@ -78,6 +78,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Path, policy_folder: Path, 
     assert moments(output) == moments(run)
 
 
+def test_what_is_tried_out_halves_while_it_learns(run: Path, policy_folder: Path) -> None:
+    run_config = config(policy_folder, run, 3, fade_updates=2)
+    training = FinetuningRun(run_config, "no")
+    widths = set()
+    for training.updates in range(5):
+        jobs = training.jobs()
+        widths |= {(training.updates, job.width) for job in jobs}
+    assert sorted(widths) == [(n, pytest.approx(0.5 ** (n / 2))) for n in range(5)]
+    assert all(job.width == 1.0 for job in FinetuningRun(replace(run_config, fade_updates=0), "no").jobs())
+
+
 def test_another_decoder_is_refused(policy_folder: Path, tmp_path: Path) -> None:
     model, contract, tokenizer = load_parts(policy_folder)
     flow = VolarModel(replace(model.config, decoder="flow", expert_width=16), contract)

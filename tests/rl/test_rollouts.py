@@ -17,7 +17,7 @@ from volar.rl.ray_rollouts import RayRollouts
 from volar.rl.rollouts import ProcessRollouts, RolloutWorker, WorkerSetup
 from volar.rl.wire import decode_jobs, decode_trajectory, encode_jobs, encode_trajectory, encode_weights, trained_names
 
-JOBS = [Job("reach", 7, noise_seed=3), Job("lift", 8, noise_seed=4), Job("reach", 9)]
+JOBS = [Job("reach", 7, noise_seed=3), Job("lift", 8, noise_seed=4, width=0.5), Job("reach", 9)]
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,20 @@ def test_what_is_tried_out_is_a_distribution(small: SimpleNamespace, exploration
     assert torch.equal(policy.kernel[-1], torch.eye(256))  # the gripper's tokens are its own
 
 
+def test_what_is_tried_out_fades_to_the_policys_own(small: SimpleNamespace) -> None:
+    policy, own = small.policy(Exploration(1.0, 6.0, 0.8)), small.policy(Exploration(1.0, 0.0, 0.8))
+    own.load_state_dict(policy.state_dict())
+    obs = small.tensors(small.seen(4))
+    wanted = own.log_probabilities(obs)
+    apart = []
+    for width in (1.0, 0.5, 0.1, 0.0):
+        policy.widen(width)
+        apart.append((policy.log_probabilities(obs).exp() - wanted.exp()).abs().mean().item())
+    assert apart == sorted(apart, reverse=True)
+    assert apart[0] > 1e-4
+    assert apart[-1] < 1e-7
+
+
 def test_tokens_are_drawn_from_their_own_distribution() -> None:
     """Correlated they may be; each by itself is as frequent as it is probable."""
     rng = np.random.default_rng(0)
