@@ -20,13 +20,15 @@ from volar.sim.world import TaskWorld
 POLICY, ENVIRONMENT = "volar.vla.lerobot_plugin", "volar.sim.lerobot_plugin"
 
 
-def test_lerobot_eval_runs_the_shipped_policy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("together", "processes"), [(1, "false"), (2, "true")])
+def test_lerobot_eval_runs_the_shipped_policy(tmp_path: Path, together: int, processes: str) -> None:
     """Two episodes in which the policy succeeds, so images, state, order and actions arrive."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "lerobot.scripts.lerobot_eval", f"--policy.path={default_policy()}"),
             *(f"--policy.discover_packages_path={POLICY}", f"--env.discover_packages_path={ENVIRONMENT}"),
-            *("--env.type=volar", "--env.task=reach", "--seed=0", "--eval.n_episodes=2", "--eval.batch_size=1"),
+            *("--env.type=volar", "--env.task=reach", "--seed=0", "--eval.n_episodes=2"),
+            *(f"--eval.batch_size={together}", f"--eval.use_async_envs={processes}"),
             *("--policy.device=cpu", f"--output_dir={tmp_path / 'out'}"),
         ],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
