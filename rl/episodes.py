@@ -118,14 +118,17 @@ class ExploringPolicy:
         text = self.contract.instruction_template.format(instruction=observation.instruction)
         raw: dict[str, Array] = {c.name: observation.images[c.name] for c in self.contract.cameras}
         raw |= {"state": observation.state, "input_ids": self._tokenizer.encode([text])[0]}
-        queries, points, state = self.policy.seen({k: torch.from_numpy(v.copy())[None] for k, v in raw.items()})
+        obs = {k: torch.from_numpy(v.copy())[None] for k, v in raw.items()}
+        if self.keeps_images and self.policy.sees_alike:
+            obs = self.policy.sight(obs)
+        queries, points, state = self.policy.seen(obs)
         logits = self.policy.vla.action_head(queries, points, state)[0]  # (H, A, 256)
         if self._noise is None:
             tokens = logits.argmax(-1)  # (H, A)
         else:
             tokens = tokens_at(self.policy.explored(logits).exp(), self._noise.next())
         seen = {"queries": queries[0].numpy(), "scaled_points": points[0].numpy(), "state": raw["state"]}
-        self.inputs.append(raw if self.keeps_images else seen)
+        self.inputs.append({k: v[0].numpy() for k, v in obs.items()} if self.keeps_images else seen)
         self.tokens.append(tokens[: self.contract.execute_steps].numpy().astype(np.int16))
         actions = self._table.gather(1, tokens.T).T  # (H, A)
         return ActionChunk(actions.numpy(), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)

@@ -17,8 +17,9 @@ from volar.datasets.normalizer import Normalizer
 from volar.rl.exploration import Exploration
 from volar.robots.contract import PolicyContract
 from volar.vla.action_tokenizers.uniform_bins import BINS
+from volar.vla.adapters import is_frozen
 from volar.vla.heads import POINTS
-from volar.vla.modeling_volar import Trunk, VolarModel, pixels_from_images
+from volar.vla.modeling_volar import Seen, Trunk, VolarModel, pixels_from_images
 from volar.vla.processor_volar import StateScaler
 
 PRIVILEGED = "privileged"  # what only the critic sees
@@ -29,10 +30,11 @@ AnyBatch = Tensor | Batch  # what SB3 calls an observation; here it is always a 
 
 
 class TokenPolicy(ActorCriticPolicy):
-    """`VolarModel` with a critic, for observations in one of two forms.
+    """`VolarModel` with a critic, for observations in one of three forms.
 
-    Raw: one uint8 image (B, H, W, 3) for each camera, `state` (B, S) in physical units, `input_ids` (B, T). Or, where
-    the trunk is frozen and was computed before: `queries` (B, H, D), `scaled_points` (B, 2, 3), `state` as above.
+    Raw: one uint8 image (B, H, W, 3) for each camera, `state` (B, S) in physical units, `input_ids` (B, T). Where
+    vision and connector are frozen, what `sight` made of the images may stand for them. Or, where the whole trunk is
+    frozen and was computed before: `queries` (B, H, D), `scaled_points` (B, 2, 3), `state` as above.
     `privileged` (B, P), if there, is what the critic sees (an asymmetric critic: Pinto et al., RSS 2018); else it sees
     the mean of the queries, detached. `trains`: `head`, the action head alone, or `all` but what is frozen in `model`.
     Tokens are bins in rising order, (B, E, A). Dimensions that decode to one value whatever the token count nowhere.
@@ -67,6 +69,7 @@ class TokenPolicy(ActorCriticPolicy):
         for name, parameter in model.named_parameters():
             learns = name.startswith("action_head.") or (trains == "all" and parameter.requires_grad)
             parameter.requires_grad_(learns)
+        self.sees_alike = is_frozen(model.backbone, "vision", "connector")  # the same in the same image, for good
         self.exploration, self.width = exploration or Exploration(1.0, 0.0, 0.0), 0.0
         kernel = torch.eye(BINS).repeat(contract.action.size, 1, 1)  # (A, 256, 256)
         self.register_buffer("kernel", kernel, persistent=False)
@@ -96,12 +99,29 @@ class TokenPolicy(ActorCriticPolicy):
 
     def trunk(self, obs: Batch, vla: VolarModel | None = None) -> Trunk:
         """What precedes the action head, of raw observations; no gradients where the trunk is frozen."""
+        learns, state = self.trains == "all" and torch.is_grad_enabled(), self.state_scaler(obs["state"])
+        with torch.set_grad_enabled(learns), torch.autocast(state.device.type, torch.bfloat16, enabled=self.fast):
+            return (vla or self.vla).trunk(self._images(obs), obs["input_ids"].long(), state)
+
+    @torch.no_grad()
+    def sight(self, obs: Batch) -> Batch:
+        """A raw observation with features in the place of images: `CAMERA.LAYER`, each (B, tokens, D)."""
+        names = [camera.name for camera in self._contract.cameras]
+        views = self.vla.see(self._pixels(obs))
+        features = {f"{name}.{i}": f for name, view in zip(names, views, strict=True) for i, f in enumerate(view)}
+        return features | {key: value for key, value in obs.items() if key not in names}
+
+    def _images(self, obs: Batch) -> Seen:
+        """What the network sees of the cameras: features if they are there, else pixels."""
+        names = [camera.name for camera in self._contract.cameras]
+        if f"{names[0]}.0" not in obs:
+            return self._pixels(obs)
+        return [[obs[key] for key in sorted(obs) if key.startswith(f"{name}.")] for name in names]
+
+    def _pixels(self, obs: Batch) -> Tensor:
         # With further axes of one, as SB3 needs them not to take the images for channels first.
         images = {c.name: obs[c.name].reshape(-1, c.height, c.width, 3) for c in self._contract.cameras}
-        pixels = pixels_from_images(images, self.vla.config.backbone.image_size)
-        learns = self.trains == "all" and torch.is_grad_enabled()
-        with torch.set_grad_enabled(learns), torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.fast):
-            return (vla or self.vla).trunk(pixels, obs["input_ids"].long(), self.state_scaler(obs["state"]))
+        return pixels_from_images(images, self.vla.config.backbone.image_size)
 
     def seen(self, obs: Batch, vla: VolarModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What the action head sees: queries (B, H, D), scaled points (B, 2, 3), normalized state (B, S)."""

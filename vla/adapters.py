@@ -27,6 +27,12 @@ def part_of(backbone: "Backbone", name: str) -> Part:
     return "vision" if inner.startswith(f"{family.vision}.") else "language"
 
 
+def is_frozen(backbone: "Backbone", *parts: Part) -> bool:
+    """Whether nothing of these parts trains."""
+    parameters = backbone.model.named_parameters()
+    return not any(parameter.requires_grad for name, parameter in parameters if part_of(backbone, name) in parts)
+
+
 def adapt(backbone: "Backbone", config: VolarConfig) -> None:
     """Freezes and extends a backbone of plain layers as a configuration says, in place."""
     how: dict[Part, str] = {part: getattr(config, part) for part in PARTS}

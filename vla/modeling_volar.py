@@ -30,6 +30,7 @@ from volar.vla.instruction_tokenizer import WORDS
 from volar.vla.qwen_vision import Features
 
 VOCABULARY = WORDS + BINS  # of tiny with a parallel decoder
+Seen = Tensor | list[Features]  # pixels, or what `VolarModel.see` made of them
 MARKERS = ("head", "image_start", "image_end")  # of a pretrained model's prompt: ids in its configuration
 
 
@@ -174,9 +175,9 @@ class VolarModel(nn.Module):
         logits, uv, points = self.point(prefix, decoded.hidden)
         return decoded, Pointing(logits, uv, self.point_head.to_metres(points))
 
-    def trunk(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Trunk:
-        """Everything before the parallel decoder's action head, inputs as for `forward`."""
-        prefix = self.prefix(pixels, input_ids, state, camera_mask)
+    def trunk(self, seen: Seen, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Trunk:
+        """Everything before the parallel decoder's action head, inputs as for `prefix`."""
+        prefix = self.prefix(seen, input_ids, state, camera_mask)
         hidden = self.run_queries(prefix)
         patch_logits, uv, points = self.point(prefix, hidden)
         last = last_of_prompt(prefix, hidden)
@@ -187,24 +188,26 @@ class VolarModel(nn.Module):
         with torch.autocast(last.device.type, enabled=False):
             return self.backbone.logits(last.to(self.backbone.dtype), 0).float()
 
-    def prefix(self, pixels: Tensor, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Prefix:
-        """What precedes the actions; inputs as for `forward`."""
+    def prefix(self, seen: Seen, input_ids: Tensor, state: Tensor, camera_mask: Tensor | None = None) -> Prefix:
+        """What precedes the actions; inputs as for `forward`, or in place of pixels what `see` made of them."""
         backbone, batch = self.backbone, len(state)
+        views = self.see(seen) if isinstance(seen, Tensor) else seen
         if camera_mask is None:
-            camera_mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
-        embedded, markers = self._embed_texts(input_ids)
-        words = [Piece(embedded, backbone.present(input_ids))]  # (B, T, D)
+            camera_mask = torch.ones(batch, len(views), dtype=torch.bool, device=state.device)
+        texts, markers = self._embed_texts(input_ids)
+        words = [Piece(texts, backbone.present(input_ids))]  # (B, T, D)
         first = backbone.family.words_first
         pieces = words if first else _marker(markers["head"], torch.ones_like(camera_mask[:, 0]))
         view = (0, 0)
-        for i, features in enumerate(self._views(pixels)):
+        for i, features in enumerate(views):
             pieces = pieces + _marker(markers["image_start"], camera_mask[:, i])
             tokens = features[0].shape[1]
             if i == 0:
                 before = sum(piece.embeddings.shape[1] for piece in pieces)
                 view = (before, before + tokens)
             there = camera_mask[:, i, None].expand(-1, tokens)
-            pieces.append(Piece(features[0], there, self.config.camera_tokens[i], tuple(features[1:])))
+            embedded = features[0] + self.camera_embedding[i]
+            pieces.append(Piece(embedded, there, self.config.camera_tokens[i], tuple(features[1:])))
             pieces += _marker(markers["image_end"], camera_mask[:, i])
         queries = self.point_queries.expand(batch, -1, -1)
         pieces += [*([] if first else words), *(_all_there(x) for x in (self._proprioception(state), queries))]
@@ -235,17 +238,16 @@ class VolarModel(nn.Module):
             found: tuple[Tensor, Tensor, Tensor] = self.point_head(queries, hidden[:, slice(*prefix.view)].float())
         return found
 
-    def _views(self, pixels: Tensor) -> list[Features]:
+    def see(self, pixels: Tensor) -> list[Features]:
         """Of each camera, features (B, tokens, D) as `Backbone.embed_images` has them, pooled to the camera's side."""
         batch, cameras = pixels.shape[:2]
         features = [
             found.reshape(batch, cameras, *found.shape[1:])
             for found in self.backbone.embed_images(pixels.flatten(0, 1))
         ]
-        views = [
+        return [
             [pool_tokens(found[:, i], side) for found in features] for i, side in enumerate(self.config.camera_tokens)
         ]
-        return [[view[0] + self.camera_embedding[i], *view[1:]] for i, view in enumerate(views)]
 
     def _embed_texts(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Words (B, T) -> (B, T, D); and what a pretrained model has at other places of a prompt, each (B, n, D).

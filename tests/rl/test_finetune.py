@@ -128,6 +128,20 @@ def test_parts_learn_as_they_are_told(policy_folder: Path, tmp_path: Path) -> No
     assert load_policy(output / "best").contract.sha256 == load_policy(policy_folder).contract.sha256
 
 
+def test_frozen_vision_looks_at_an_image_once(policy_folder: Path, tmp_path: Path) -> None:
+    some: dict[str, object] = {"trains": "all", "vision": "frozen", "connector": "frozen", "pointing_weight": 0.1}
+    run_config = config(policy_folder, tmp_path / "out", 2, **some)
+    finetune(run_config)
+    training = FinetuningRun(run_config, "no")
+    with training.rollouts(1) as rollouts:
+        (found,) = rollouts.run(training.jobs()[:1])
+    assert set(found.inputs) == {"front.0", "wrist.0", "state", "input_ids", "privileged"}
+    before, after = dict(load_parts(policy_folder)[0].named_parameters()), weights(tmp_path / "out")
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any("language_model" in name for name in changed)
+    assert not any("vision_tower" in name or "projector" in name for name in changed)
+
+
 def test_a_resumed_run_keeps_its_precision(policy_folder: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     some: dict[str, object] = {"trains": "all", "precision": "bf16", "language": "lora"}

@@ -1,5 +1,6 @@
 """The VLA as an SB3 policy says the same as the VLA itself."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -12,6 +13,7 @@ from stable_baselines3 import PPO
 from volar.rl.exploration import Exploration, Noise, tokens_at
 from volar.rl.token_policy import TokenPolicy, token_policy, token_spaces
 from volar.robots.interface import Observation
+from volar.vla.adapters import adapt
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import action_loss
 from volar.vla.modeling_volar import pixels_from_images
@@ -79,6 +81,25 @@ def test_cached_features_are_the_raw_images(small: SimpleNamespace) -> None:
     queries, points, _ = policy.seen(obs)
     cached = {"queries": queries, "scaled_points": points, "state": obs["state"]}
     assert torch.equal(policy.log_probabilities(cached), policy.log_probabilities(obs))
+
+
+def test_features_of_frozen_vision_are_the_raw_images(small: SimpleNamespace) -> None:
+    contract = small.contract()
+    model = small.model(contract)
+    model.config = replace(model.config, vision="frozen", connector="frozen")
+    adapt(model.backbone, model.config)
+    policy, obs = token_policy(model, contract, exploration=small.own_tokens, trains="all"), raw(small, 3)
+    assert policy.sees_alike
+    cached = policy.sight(obs)
+    assert not {camera.name for camera in contract.cameras} & cached.keys()
+    grown = []
+    for form in (obs, cached):
+        logp = policy.log_probabilities(form)
+        gradients = torch.autograd.grad(logp[..., 0].sum(), policy.actor_parameters, allow_unused=True)
+        grown.append([logp, *(g for g in gradients if g is not None)])
+    assert len(grown[0]) == len(grown[1]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*grown, strict=True))
+    assert not token_policy(small.model(contract), contract, trains="all").sees_alike
 
 
 def test_without_exploration_it_acts_as_the_deployed_policy(small: SimpleNamespace) -> None:
