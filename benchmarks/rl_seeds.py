@@ -1,0 +1,48 @@
+"""Fine-tuning runs of several seeds together: success before and after, paired, each seed and all.
+
+    python -P benchmarks/rl_seeds.py runs/finetuned-0 runs/finetuned-1 runs/finetuned-2
+
+Counts of episodes are added, so the interval of all is that of the episodes run, for the policies that came out. How much
+seeds differ is for the lines of the single ones to say.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from volar.rl.report import SUMMARY
+from volar.sim.comparison import judge
+from volar.sim.paired_test import Pairs
+
+FIELDS = ("both", "only_a", "only_b", "neither")
+
+
+def pairs_of(summary: Path) -> dict[str, Pairs]:
+    """preset -> what both policies did in its episodes."""
+    presets = json.loads(summary.read_text())["presets"]
+    return {name: Pairs(*(found["judged"][field] for field in FIELDS)) for name, found in presets.items()}
+
+
+def line(name: str, pairs: Pairs) -> str:
+    found = judge(pairs)
+    low, high = (100 * x for x in found["interval"])
+    rates = f"{100 * found['success_rate_a']:5.1f} -> {100 * found['success_rate_b']:5.1f} %"
+    change = f"{100 * found['difference']:+5.1f} ({low:+.1f} to {high:+.1f})"
+    return f"  {name:24} {rates}  {change:24} p = {found['p']:.1g}, {found['episodes']} episodes"
+
+
+def main(folders: list[str]) -> None:
+    runs = {folder: pairs_of(Path(folder) / SUMMARY) for folder in folders}
+    for preset in next(iter(runs.values())):
+        print(preset)
+        for folder, presets in runs.items():
+            print(line(Path(folder).name, presets[preset]))
+        if len(runs) > 1:
+            every = [presets[preset] for presets in runs.values()]
+            print(line("all", Pairs(*(sum(getattr(pairs, field) for pairs in every) for field in FIELDS))))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit("give the folders of fine-tuning runs that have a report")
+    main(sys.argv[1:])
