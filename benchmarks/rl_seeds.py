@@ -2,8 +2,8 @@
 
     python -P benchmarks/rl_seeds.py runs/finetuned-0 runs/finetuned-1 runs/finetuned-2
 
-Counts of episodes are added, so the interval of all is that of the episodes run, for the policies that came out. How much
-seeds differ is for the lines of the single ones to say.
+Counts of episodes are added, so the interval of all is that of the episodes run, for the policies that came out. How
+much seeds differ is for the lines of the single ones to say.
 """
 
 import json
@@ -43,6 +43,4 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise SystemExit("give the folders of fine-tuning runs that have a report")
-    main(sys.argv[1:])
+    main(sys.argv[1:]) if sys.argv[1:] else print(__doc__)
