@@ -9,6 +9,7 @@ auto, the default: CUDA where it works, else the CPU. The golden set is checked 
 import json
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,10 +67,11 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise RuntimeFailure(f"ONNX Runtime cannot load {file.name}: {str(error).splitlines()[0]}") from error
         self.where = self._session.get_providers()[0]
-        if asked != AUTO and self.where != chosen[0]:  # it goes on without a provider whose libraries are missing
-            raise RuntimeFailure(
-                f"{chosen[0]} does not start here, only {self.where}: {PROVIDER_VARIABLE}=cpu uses that"
-            )
+        if self.where != chosen[0]:  # it goes on without a provider whose libraries are missing
+            said = f"{chosen[0]} does not start here, only {self.where}: {PROVIDER_VARIABLE}=cpu uses that"
+            if asked != AUTO:
+                raise RuntimeFailure(said)
+            warnings.warn(f"{said} without this warning", RuntimeWarning, stacklevel=2)
         values = [*self._session.get_inputs(), *self._session.get_outputs()]
         self.shapes = {value.name: list(value.shape) for value in values}
 

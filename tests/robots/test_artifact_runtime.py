@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from volar.robots import doctor
+from volar.robots import artifact_runtime, doctor
 from volar.robots.artifact_runtime import (
     PROVIDER_VARIABLE,
     PROVIDERS,
@@ -42,6 +42,17 @@ def test_what_is_not_there_is_refused_at_load(artifact: "TinyArtifact", monkeypa
         with pytest.raises(ArtifactError, match=f"{PROVIDER_VARIABLE}={provider}: ONNX Runtime here has cpu") as raised:
             ExportedPolicy(artifact.path)
         assert raised.value.stage == "model"
+
+
+def test_going_on_without_the_gpu_is_said(artifact: "TinyArtifact", monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime leaves out a provider whose libraries are missing."""
+    monkeypatch.setattr(artifact_runtime, "available_providers", lambda: ["cpu", "cuda"])
+    monkeypatch.setenv(PROVIDER_VARIABLE, "auto")
+    with pytest.warns(RuntimeWarning, match="CUDAExecutionProvider does not start here, only CPUExecutionProvider"):
+        ExportedPolicy(artifact.path)
+    monkeypatch.setenv(PROVIDER_VARIABLE, "cuda")
+    with pytest.raises(ArtifactError, match=f"does not start here, .*{PROVIDER_VARIABLE}=cpu uses that"):
+        ExportedPolicy(artifact.path)
 
 
 def test_the_doctor_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
