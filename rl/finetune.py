@@ -74,7 +74,7 @@ class FinetuneConfig:
     kernel_bins: float = field(default=3.0, metadata={"help": "how much wider than the policy's own tokens they are"})
     correlation: float = field(default=0.8, metadata={"help": "of what is tried out, from decision to decision"})
     fade_updates: int = field(
-        default=30, metadata={"help": "after which kernel_bins is half of it, and so on; 0: it stays"}
+        default=30, metadata={"help": "after which kernel_bins is half of it, down to a quarter; 0: it stays"}
     )
     precision: Literal["auto", "fp32", "bf16"] = field(
         default="auto", metadata={"help": "of the trunk while learning; auto: bf16 where this machine is faster in it"}

@@ -39,6 +39,7 @@ CLONED, BEST = "cloned", "best"  # folders in the output: where it began, and th
 # Above the seeds of evaluations (32 bits) and of demonstrations (a few times 2^32): no scene is met twice.
 _PRACTICE_SEED, _HELD_OUT_SEED = 2**48, 2**47
 _SEEDS_A_RUN = 2**30
+_NARROWEST = 0.25  # of what is tried out, relative to the first update: less would teach nothing any more
 
 
 class FinetuningRun:
@@ -114,7 +115,7 @@ class FinetuningRun:
     def width(self) -> float:
         """Of what the next update tries out, relative to the first; a function of the update's number alone."""
         halving = self.config.fade_updates
-        return 0.5 ** (self.updates / halving) if halving else 1.0
+        return max(_NARROWEST, 0.5 ** (self.updates / halving)) if halving else 1.0
 
     def rollouts(self, workers: int) -> Rollouts:
         """Where episodes run. Raises `VolarError` when Ray is wanted and not installed."""

@@ -82,10 +82,10 @@ def test_what_is_tried_out_halves_while_it_learns(run: Path, policy_folder: Path
     run_config = config(policy_folder, run, 3, fade_updates=2)
     training = FinetuningRun(run_config, "no")
     widths = set()
-    for training.updates in range(5):
+    for training.updates in range(7):
         jobs = training.jobs()
         widths |= {(training.updates, job.width) for job in jobs}
-    assert sorted(widths) == [(n, pytest.approx(0.5 ** (n / 2))) for n in range(5)]
+    assert sorted(widths) == [(n, pytest.approx(max(0.25, 0.5 ** (n / 2)))) for n in range(7)]
     assert all(job.width == 1.0 for job in FinetuningRun(replace(run_config, fade_updates=0), "no").jobs())
 
 
