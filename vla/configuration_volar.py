@@ -13,6 +13,7 @@ from volar.vla.backbone import BackboneConfig, VlmConfig
 Decoding = Literal["parallel", "autoregressive", "flow"]
 Training = Literal["frozen", "lora", "full"]
 StateAs = Literal["projected", "tokens"]
+PointsFrom = Literal["base", "hand"]
 
 # What LeRobot writes beside ours when it saves a policy (its `PreTrainedConfig`, and `vla/lerobot_plugin/`).
 LEROBOT_FIELDS = frozenset(
@@ -48,6 +49,7 @@ class VolarConfig:
     `decoder`: how actions come out (`vla/decoders/`); `action_tokens`: ids that its tokenizer takes. `state_as`:
     proprioception as one projected embedding, or as one token a number. `vision`, `connector`, `language`: what of the
     backbone trains, `lora_rank` being that of its low-rank updates. `expert_width`, `flow_steps`: of decoder `flow`.
+    `points`: of decoder `parallel`, whether its head sees pointed positions from the base alone or from the hand, too.
     """
 
     backbone: BackboneConfig | VlmConfig = field(default_factory=BackboneConfig)
@@ -60,6 +62,7 @@ class VolarConfig:
     decoder: Decoding = "parallel"
     action_tokens: int = BINS
     state_as: StateAs = "projected"
+    points: PointsFrom = "base"
     vision: Training = "full"
     connector: Training = "full"
     language: Training = "full"
@@ -69,7 +72,13 @@ class VolarConfig:
     type: str = "volar"
 
     def __post_init__(self) -> None:
-        named = (("decoder", Decoding), ("state_as", StateAs), ("vision", Training), ("connector", Training))
+        named = (
+            ("decoder", Decoding),
+            ("state_as", StateAs),
+            ("points", PointsFrom),
+            ("vision", Training),
+            ("connector", Training),
+        )
         for name, choices in (*named, ("language", Training)):
             if getattr(self, name) not in get_args(choices):
                 raise Unknown(name, getattr(self, name), get_args(choices))

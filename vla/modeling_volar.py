@@ -121,7 +121,7 @@ class VolarModel(nn.Module):
             self.action_queries = nn.Parameter(torch.randn(contract.chunk_length, width) * scale)
         self.point_head = PointHead(config, width)
         if config.decoder == "parallel":
-            self.action_head = ActionHead(config, width, len(contract.state_names), contract.action.size)
+            self.action_head = ActionHead(config, width, contract)
         self.decoder: Decoder = make_decoder(config, self.backbone, contract.action.size, self.tokenizer)
         adapt(self.backbone, config)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
 
 # Settings that `init` brings along where they are left away.
-CHOSEN = ("decoder", "state_as", "lora_rank", "expert_width", *PARTS)
+CHOSEN = ("decoder", "state_as", "points", "lora_rank", "expert_width", *PARTS)
 _DECODERS_OWN = ("action_queries", "action_head.", "decoder.", "state_projection.")  # weights
 
 

@@ -82,6 +82,10 @@ class TrainConfig:
     state_as: Literal["projected", "tokens"] | None = field(
         default=None, metadata={"help": "proprioception: one embedding, or a token a number; projected, or as in init"}
     )
+    points: Literal["base", "hand"] | None = field(
+        default=None,
+        metadata={"help": "pointed positions as decoder=parallel sees them: from the base, or from the hand, too"},
+    )
     action_ids: Literal["last", "added"] = field(
         default="last", metadata={"help": "a pretrained model's last ids, as OpenVLA, or new ones behind them"}
     )

@@ -38,6 +38,7 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     decoder: str = DEFAULT.decoder
     action_tokens: int = DEFAULT.action_tokens
     state_as: str = DEFAULT.state_as
+    points: str = DEFAULT.points
     vision: str = DEFAULT.vision
     connector: str = DEFAULT.connector
     language: str = DEFAULT.language
