@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,16 @@ TOKENIZER = InstructionTokenizer.load()
 Look = Callable[[int], Observation]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["base", "hand"])
 def exported(
-    model: VolarModel, contract: PolicyContract, tmp_path_factory: pytest.TempPathFactory
+    model: VolarModel,
+    contract: PolicyContract,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("export")
+    if request.param != "base":
+        model = VolarModel(replace(model.config, points=request.param), contract).eval()
     save_policy(root / "policy", model, contract, TOKENIZER)
     export(ExportConfig(policy=root / "policy", output=root / "artifact"))
     return root / "policy", root / "artifact"

@@ -12,10 +12,12 @@ from volar.robots.errors import Unknown, VolarError
 from volar.robots.interface import Observation
 from volar.vla.backbone import BackboneConfig
 from volar.vla.checkpoint_policy import load
+from volar.vla.configuration_volar import VolarConfig
+from volar.vla.heads import FromHand
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import action_loss, point_losses
 from volar.vla.modeling_volar import Outputs, VolarModel
-from volar.vla.processor_volar import TorchPolicy, save_policy
+from volar.vla.processor_volar import StateScaler, TorchPolicy, save_policy
 
 TOKENIZER = InstructionTokenizer.load()
 Look = Callable[[int], Observation]
@@ -86,6 +88,27 @@ def test_frames_without_points_carry_no_point_loss(model: VolarModel) -> None:
     out = outputs(model, 20)
     patch, place = point_losses(out, torch.full((2, 2, 5), torch.nan), torch.ones(3))
     assert float(patch) == float(place) == 0.0
+
+
+def test_a_point_seen_from_the_hand_is_where_it_is_relative_to_it(contract: PolicyContract) -> None:
+    config = VolarConfig(points="hand")
+    from_hand, scaler = FromHand(config, contract), StateScaler(contract)
+    std, mean = torch.tensor(config.point_std), torch.tensor(config.point_mean)
+    found = []
+    for hand in ([0.3, 0.1, 0.2], [0.4, -0.2, 0.1]):
+        state = torch.zeros(1, len(contract.state_names))
+        state[0, :3] = torch.tensor(hand)
+        places = torch.tensor(hand) + torch.tensor([[0.05, -0.02, 0.0], [0.9, 0.0, 0.01]])
+        found.append(from_hand(((places - mean) / std)[None], scaler(state))[0])
+    assert torch.allclose(*found, atol=1e-4)
+    assert torch.allclose(found[0][:6], torch.tensor([0.5, -0.2, 0.0, 3.0, 0.0, 0.1]), atol=1e-4)  # at most 0.3 m
+    assert torch.allclose(found[0][6:9], torch.tensor([2.5, -1.0, 0.0]).tanh(), atol=1e-3)
+
+
+def test_without_a_hand_in_the_state_nothing_is_seen_from_it(contract: PolicyContract) -> None:
+    names = ("q1", *contract.state_names[1:])
+    with pytest.raises(VolarError, match="points=hand needs ee_x, ee_y, ee_z in the state, which lacks ee_x"):
+        FromHand(VolarConfig(points="hand"), replace(contract, state_names=names))
 
 
 def test_saved_and_loaded_is_the_same_policy(
