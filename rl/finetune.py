@@ -79,9 +79,6 @@ class FinetuneConfig:
     precision: Literal["auto", "fp32", "bf16"] = field(
         default="auto", metadata={"help": "of the trunk while learning; auto: bf16 where this machine is faster in it"}
     )
-    self_imitation: float = field(
-        default=1.0, metadata={"help": "weight of imitating the run's own successes where they surprise the critic"}
-    )
     demonstrations: Path | None = field(default=None, metadata={"help": "dataset to go on imitating"})
     imitation_weight: float = field(default=0.1, metadata={"help": "of its loss, with demonstrations="})
     pointing_weight: float = field(
@@ -115,7 +112,7 @@ class FinetuneConfig:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, is {getattr(self, name)}")
         counts = ("seed", "workers", "critic_updates", "fade_updates", "report_episodes")
-        for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight", "self_imitation"):
+        for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, is {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):

@@ -20,7 +20,6 @@ from volar.rl.learner import Auxiliary, Learner, UpdateConfig
 from volar.rl.ppo import ppo_update
 from volar.rl.rewards import CLASSIFIER, privileged_size
 from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, Rollouts, WorkerSetup
-from volar.rl.self_imitation import SelfImitation
 from volar.rl.success_network import require_classifier
 from volar.rl.success_training import reward_agreement
 from volar.rl.token_policy import token_policy
@@ -69,8 +68,6 @@ class FinetuningRun:
             reward_weight=config.reward_weight,
         )
         self._pointing = Pointing() if config.pointing_weight else None
-        keeps = config.self_imitation and config.reward_weight
-        self._successes = SelfImitation(config.gamma, config.algorithm == "ppo") if keeps else None
         self.learner = Learner(self.policy, update, self._auxiliaries())
         self.setting = Setting(
             tasks=tasks,
@@ -98,8 +95,6 @@ class FinetuningRun:
             progress = load_progress(last)
             training = FinetuningRun(config, str(progress["precision"]))
             load_training_state(last, training.policy, training.learner.optimizer)
-            if training._successes is not None:
-                training._successes.load(last)
             training.updates, training.env_steps = int(progress["updates"]), int(progress["env_steps"])
             training.elapsed_s, training.best_success = float(progress["elapsed_s"]), float(progress["best_success"])
         return training
@@ -176,8 +171,6 @@ class FinetuningRun:
         rng = np.random.default_rng([config.seed, self.updates, 1])
         if self._pointing is not None:
             self._pointing.look_at(trajectories)
-        if self._successes is not None:
-            self._successes.look_at(trajectories)
         if config.algorithm == "grpo":
             return grpo_update(self.learner, trajectories, rng, config.gamma)
         warm_up = self.updates < config.critic_updates
@@ -210,8 +203,6 @@ class FinetuningRun:
         kept = ("updates", "env_steps", "elapsed_s", "best_success", "precision")
         progress: dict[str, Any] = {key: getattr(self, key) for key in kept}
         save_training_state(temporary / "training_state", self.policy, self.learner.optimizer, progress)
-        if self._successes is not None:
-            self._successes.save(temporary / "training_state")
         publish(root, self.updates, temporary, self.config.keep)
 
     def _auxiliaries(self) -> list[tuple[float, Auxiliary]]:
@@ -222,8 +213,6 @@ class FinetuningRun:
             found.append((config.imitation_weight, imitation))
         if self._pointing is not None:
             found.append((config.pointing_weight, self._pointing))
-        if self._successes is not None:
-            found.append((config.self_imitation, self._successes))
         return found
 
 
