@@ -15,6 +15,7 @@ from volar.vla.adapters import PARTS, adapt, merge
 from volar.vla.backbone import BackboneConfig, VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.families import FAMILIES
+from volar.vla.heads import HAND
 from volar.vla.instruction_tokenizer import WORDS, InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
 
@@ -46,6 +47,7 @@ def make_network(config: "TrainConfig", contract: PolicyContract, sources: list[
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
     chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
+    chosen.setdefault("points", "hand" if set(HAND) <= set(contract.state_names) else "base")
     if config.backbone in (None, "tiny"):
         model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
         return Network(model, contract, InstructionTokenizer.load())

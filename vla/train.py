@@ -84,7 +84,10 @@ class TrainConfig:
     )
     points: Literal["base", "hand"] | None = field(
         default=None,
-        metadata={"help": "pointed positions as decoder=parallel sees them: from the base, or from the hand, too"},
+        metadata={
+            "help": "pointed positions as decoder=parallel sees them: from the base, or from the hand, too; hand where "
+            "the state has one, or as in init"
+        },
     )
     action_ids: Literal["last", "added"] = field(
         default="last", metadata={"help": "a pretrained model's last ids, as OpenVLA, or new ones behind them"}
@@ -162,6 +165,8 @@ class TrainConfig:
             raise UsageError("lora_rank is for vision=lora, connector=lora or language=lora")
         if self.expert_width is not None and self.init is None and self.decoder != "flow":
             raise UsageError("expert_width is for decoder=flow")
+        if self.points is not None and self.decoder not in (None, "parallel"):
+            raise UsageError(f"points={self.points} is for decoder=parallel, not {self.decoder}")
         if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
             raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
         if self.scenes is not None and self.stage == "grounding":

@@ -147,6 +147,23 @@ def test_cloning_starts_from_grounding(settings: Settings, dataset: Path, tmp_pa
     assert json.loads(lines[-1])["step"] == 1
 
 
+def test_new_networks_see_points_from_the_hand(settings: Settings, dataset: Path, tmp_path: Path) -> None:
+    def points(**changes: object) -> str:
+        train(settings(steps=1, output=tmp_path / "out", overwrite=True, **changes))
+        return load_parts(tmp_path / "out/checkpoints/last/pretrained_model")[0].config.points
+
+    assert points() == "hand"
+    train(settings(stage="grounding", points="base", steps=1, output=tmp_path / "grounding"))
+    assert points(init=tmp_path / "grounding") == "base"
+    assert points(init=tmp_path / "grounding", points="hand") == "hand"
+    cache, contract = FrameCache.open(dataset), load_contract(dataset)
+    joints = tuple(f"joint_{i}" for i in range(len(contract.state_names)))
+    cache.save(tmp_path / "joints", replace(contract, state_names=joints))
+    assert points(dataset=tmp_path / "joints") == "base"
+    with pytest.raises(VolarError, match="points=hand needs ee_x, ee_y, ee_z"):
+        points(dataset=tmp_path / "joints", points="hand")
+
+
 def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, tmp_path: Path) -> None:
     """Grounding knows bins only; FAST's tokens, and the end of a chunk, begin at random beside the words it learned."""
     train(settings(stage="grounding", steps=2, output=tmp_path / "grounding"))
@@ -162,6 +179,7 @@ def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, t
 
 def test_settings_that_make_no_sense(settings: Settings) -> None:
     wrong: list[dict[str, object]] = [{"minutes": 1.0}, {"steps": None}, {"steps": 0}, {"keep": 0}]
+    wrong += [{"points": "hand", "decoder": "flow"}]
     wrong += [{"scenes_fraction": 0.0}, {"execute_steps": 9}, {"resume": True, "overwrite": True}]
     for changes in (*wrong, {"output": settings().dataset.parent}):
         with pytest.raises(UsageError):
