@@ -1,9 +1,10 @@
 """How far from the named block a policy points, when an episode begins: what it fails to see, it cannot reach.
 
-python -P benchmarks/pointing.py vla/checkpoints/tiny runs/policy      under none and full, 100 scenes of lift
+python -P benchmarks/pointing.py vla/checkpoints/tiny runs/policy               under none and full, 100 scenes of lift
+python -P benchmarks/pointing.py runs/policy --presets visual,runs/still.yaml   under others, as for randomization=
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,18 @@ def errors_mm(policy: TorchPolicy, preset: str) -> NDArray[np.float64]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policies", nargs="*", default=["vla/checkpoints/tiny"])
+    parser.add_argument("--presets", default="none,full")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'policy':32} {'preset':8} {'median':>7} {'90 %':>7} [mm] {'above 20 mm':>12}")
-    for name in sys.argv[1:] or ["vla/checkpoints/tiny"]:
+    print(f"{'policy':32} {'preset':16} {'median':>7} {'90 %':>7} [mm] {'above 20 mm':>12}")
+    for name in asked.policies:
         policy = load(find_policy(Path(name)))
-        for preset in ("none", "full"):
+        for preset in asked.presets.split(","):
             e = errors_mm(policy, preset)
             far = (e > 20).mean()
-            print(f"{name:32} {preset:8} {np.median(e):7.1f} {np.quantile(e, 0.9):7.1f}      {far:11.0%}")
+            print(f"{name:32} {preset:16} {np.median(e):7.1f} {np.quantile(e, 0.9):7.1f}      {far:11.0%}")
 
 
 if __name__ == "__main__":
