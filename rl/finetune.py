@@ -62,8 +62,8 @@ class FinetuneConfig:
     execute_steps: int | None = field(
         default=None, metadata={"help": "of a chunk, executed before looking again; the policy's own by default"}
     )
-    learning_rate: float = field(default=2e-4, metadata={"help": "of the policy"})
-    target_kl: float = field(default=0.03, metadata={"help": "divergence of a token in one update, at most about"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "of the policy"})
+    target_kl: float = field(default=0.015, metadata={"help": "divergence of a token in one update, at most about"})
     reference_weight: float = field(default=0.003, metadata={"help": "of the divergence from the cloned policy"})
     reward_weight: float = field(
         default=1.0,

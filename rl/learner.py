@@ -26,13 +26,13 @@ class UpdateConfig:
     epochs end; `reference_weight`: of the divergence from the cloned policy; `reward_weight`: of what was earned, 0
     leaves reinforcement out; `value_epochs`: of the critic, which trains apart. `learning_rate`: of the VLA's own."""
 
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     value_learning_rate: float = 1e-3
     epochs: int = 4
     value_epochs: int = 10
     minibatch: int = 256
     clip: float = 0.2
-    target_kl: float = 0.03
+    target_kl: float = 0.015
     reference_weight: float = 0.003
     reward_weight: float = 1.0
     gradient_norm: float = 1.0
