@@ -19,6 +19,8 @@ FIELDS = ("both", "only_a", "only_b", "neither")
 
 def pairs_of(summary: Path) -> dict[str, Pairs]:
     """preset -> what both policies did in its episodes."""
+    if not summary.is_file():
+        raise SystemExit(f"{summary.parent} has no report (yet): volar-finetune with report_episodes above 0 writes it")
     presets = json.loads(summary.read_text())["presets"]
     return {name: Pairs(*(found["judged"][field] for field in FIELDS)) for name, found in presets.items()}
 
