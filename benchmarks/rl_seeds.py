@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from volar.rl.report import SUMMARY
-from volar.sim.comparison import judge
+from volar.sim.comparison import judge, sentence
 from volar.sim.paired_test import Pairs
 
 FIELDS = ("both", "only_a", "only_b", "neither")
@@ -25,23 +25,16 @@ def pairs_of(summary: Path) -> dict[str, Pairs]:
     return {name: Pairs(*(found["judged"][field] for field in FIELDS)) for name, found in presets.items()}
 
 
-def line(name: str, pairs: Pairs) -> str:
-    found = judge(pairs)
-    low, high = (100 * x for x in found["interval"])
-    rates = f"{100 * found['success_rate_a']:5.1f} -> {100 * found['success_rate_b']:5.1f} %"
-    change = f"{100 * found['difference']:+5.1f} ({low:+.1f} to {high:+.1f})"
-    return f"  {name:24} {rates}  {change:24} p = {found['p']:.1g}, {found['episodes']} episodes"
-
-
 def main(folders: list[str]) -> None:
     runs = {folder: pairs_of(Path(folder) / SUMMARY) for folder in folders}
     for preset in next(iter(runs.values())):
         print(preset)
         for folder, presets in runs.items():
-            print(line(Path(folder).name, presets[preset]))
+            print(f"  {Path(folder).name}: {sentence(judge(presets[preset]), 'before', 'after')}")
         if len(runs) > 1:
             every = [presets[preset] for presets in runs.values()]
-            print(line("all", Pairs(*(sum(getattr(pairs, field) for pairs in every) for field in FIELDS))))
+            together = Pairs(*(sum(getattr(pairs, field) for pairs in every) for field in FIELDS))
+            print(f"  all: {sentence(judge(together), 'before', 'after')}")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class ExploringPolicy:
         """Forgets; `explore` says whether the next episode tries things out."""
         self.inputs, self.tokens = [], []
 
-    def explore(self, noise_seed: int | None, width: float = 1.0) -> None:
+    def explore(self, noise_seed: int | None, width: float) -> None:
         rho, size = self.policy.exploration.correlation, self.contract.action.size
         self._noise = None if noise_seed is None else Noise(size, rho, np.random.default_rng(noise_seed))
         self.policy.widen(width)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from volar.vla.action_tokenizers.uniform_bins import BINS
 
-_NARROWEST = 0.1  # bins; below it, a neighbour's share is no number any more
 _USED = BINS - 1  # bins that decode to a value of their own; the last one repeats its neighbour
 
 
@@ -43,7 +42,7 @@ class Exploration:
     def kernel(self, width: float = 1.0) -> Tensor:
         """(256, 256): row b is the distribution of the token tried out when the policy says b; `width` scales it."""
         sigma = self.kernel_bins * width
-        if sigma < _NARROWEST:
+        if sigma == 0:
             return torch.eye(BINS)
         bins = torch.arange(BINS, dtype=torch.float64)
         weights = torch.exp(-0.5 * ((bins[:, None] - bins) / sigma) ** 2)

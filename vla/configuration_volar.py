@@ -78,8 +78,9 @@ class VolarConfig:
             ("points", PointsFrom),
             ("vision", Training),
             ("connector", Training),
+            ("language", Training),
         )
-        for name, choices in (*named, ("language", Training)):
+        for name, choices in named:
             if getattr(self, name) not in get_args(choices):
                 raise Unknown(name, getattr(self, name), get_args(choices))
         if self.decoder == "autoregressive":
