@@ -140,8 +140,9 @@ def _from_policy(
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
         chosen = chosen | {"tokenizer": config.tokenizer, "action_tokens": actions.size}
     wanted = replace(before.config, **chosen)
-    if config.expert_width is not None and wanted.decoder != "flow":
-        raise UsageError(f"expert_width is for decoder=flow; {config.init} has decoder={wanted.decoder}")
+    for name, decoder in (("expert_width", "flow"), ("points", "parallel")):
+        if getattr(config, name) is not None and wanted.decoder != decoder:
+            raise UsageError(f"{name} is for decoder={decoder}; {config.init} has decoder={wanted.decoder}")
     merge(before)
     plain = replace(wanted, vision="full", connector="full", language="full")
     keep = None if isinstance(backbone, BackboneConfig) else before.backbone

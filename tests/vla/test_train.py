@@ -175,6 +175,8 @@ def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, t
     assert 0 < (words[0] - words[1]).abs().max() < 0.01
     with pytest.raises(VolarError, match="has tokenizer=fast, not bins"):
         train(settings(init=tmp_path / "run", decoder="autoregressive", output=tmp_path / "again"))
+    with pytest.raises(UsageError, match=r"points is for decoder=parallel; .* has decoder=autoregressive"):
+        train(settings(init=tmp_path / "run", tokenizer="fast", points="hand", output=tmp_path / "again"))
 
 
 def test_settings_that_make_no_sense(settings: Settings) -> None:
