@@ -16,7 +16,7 @@ class Batch:
     """B samples. `images`: camera -> uint8 (B, H, W, 3); `state`: float32 (B, S), physical units.
 
     `actions`: float32 (B, H, A), physical units; `action_mask`: bool (B, H), False past the episode's end,
-    where the last action is repeated. `points`: float32 (B, 2, 5), NaN where there is none.
+    where the last action is repeated. `points`: float32 (B, 3, 5), NaN where there is none.
     `instruction_id`: int32 (B,), into the cache's `instructions`; `instructions`: their texts. `source`: int64
     (B,), which dataset of a mixture. `camera_mask`: camera -> bool (B,), False where the episode or the whole dataset
     lacks the camera and the image is black; a camera that is not named is there in all samples. `state_mask`: bool

@@ -118,7 +118,7 @@ def _changed(
 
 
 def _moved(points: NDArray[np.float32], boxes: NDArray[np.int64], height: int, width: int) -> NDArray[np.float32]:
-    """Points (B, 2, 5) with u and v as fractions of the box instead of the whole image."""
+    """Points (B, 3, 5) with u and v as fractions of the box instead of the whole image."""
     left, top, right, bottom = boxes.T[:, :, None]  # (B, 1)
     moved = points.copy()
     moved[..., 3] = (points[..., 3] * width - left) / (right - left)

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.frame_cache import FrameCache, camera_masks
-from volar.datasets.lerobot_format import DatasetInfo, load_info, readable, vectors
+from volar.datasets.lerobot_format import DatasetInfo, load_info, points_of, readable, vectors
 from volar.datasets.lerobot_layout import POINTS, POINTS_VALID, DatasetError, decode_image, parquet_file
 
 
@@ -60,7 +59,7 @@ def encoded_frames(root: Path, progress: Callable[[int, int], None] | None = Non
         images=cast(dict[str, NDArray[np.uint8]], images),
         state=vectors(table, "observation.state").astype(np.float32),
         action=vectors(table, "action").astype(np.float32),
-        points=_points(info, table),
+        points=points_of(table),
         episode_end=np.repeat([e["dataset_to_index"] for e in info.episodes], [e["length"] for e in info.episodes]),
         instruction_id=table.column("task_index").to_numpy().astype(np.int32),
         instructions=info.tasks,
@@ -94,10 +93,3 @@ def _bytes(table: pa.Table, key: str) -> pa.ChunkedArray:
     if any(chunk.null_count for chunk in chunks):
         raise DatasetError(f"images of {key} are in files of their own, which must be decoded once: make room")
     return pa.chunked_array(chunks).cast(pa.large_binary())
-
-
-def _points(info: DatasetInfo, table: pa.Table) -> NDArray[np.float32]:
-    if POINTS not in info.features or info.size(POINTS) != np.prod(POINTS_SHAPE):
-        return np.full((len(table), *POINTS_SHAPE), np.nan, np.float32)
-    valid = vectors(table, POINTS_VALID).astype(bool)
-    return np.where(valid, vectors(table, POINTS), np.nan).astype(np.float32).reshape(-1, *POINTS_SHAPE)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What the two rows of `Episode.points` are: the object the instruction names, and where it is to go.
-POINT_NAMES = ("target", "destination")
+# What the rows of `Episode.points` are: the object the instruction names, where it is to go, and the robot's own
+# fingertips, whose place in the image tells how the camera stands.
+POINT_NAMES = ("target", "destination", "hand")
+HAND_ROW = POINT_NAMES.index("hand")
 # Its columns: position in the base frame [m], and where the first camera sees it, as fractions of the image's
 # width and height from the top left corner (outside [0, 1] when out of view).
 POINT_FIELDS = ("x", "y", "z", "u", "v")
@@ -16,12 +18,18 @@ MISSING_CAMERAS = "missing_cameras"  # the entry of `Episode.info` that names th
 POINTS_SHAPE = (len(POINT_NAMES), len(POINT_FIELDS))
 
 
+def with_every_point(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, K, 5), of data from before the last rows were labelled -> (N, 3, 5), NaN in those."""
+    lacking = np.full((len(points), len(POINT_NAMES) - points.shape[1], len(POINT_FIELDS)), np.nan, np.float32)
+    return np.concatenate([points, lacking], axis=1) if lacking.size else points
+
+
 @dataclass(frozen=True)
 class Episode:
     """T steps of one task. The last observation is the one the last action answered.
 
     `images`: camera -> uint8 (T, H, W, 3). `state`: float32 (T, S). `actions`: float32 (T, A).
-    `points`: float32 (T, 2, 5), rows `POINT_NAMES`, columns `POINT_FIELDS`; NaN where there is none
+    `points`: float32 (T, 3, 5), rows `POINT_NAMES`, columns `POINT_FIELDS`; NaN where there is none
     (always, for data without labels). `seed`: the environment's, or -1. `info`: what else decided it, JSON values
     (a simulation's random draws); empty where there is nothing.
     Raises `ValueError` on lengths that differ or non-finite states or actions.

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.durable_file import DiskFull, OutputExists, disk_errors, write_durably
-from volar.datasets.episode import POINTS_SHAPE
+from volar.datasets.episode import POINTS_SHAPE, with_every_point
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
 from volar.robots.contract import PolicyContract
@@ -37,7 +37,7 @@ SMALL = ("state", "action", "points", "episode_end", "instruction_id")  # held i
 class FrameCache:
     """N frames. `images`: camera -> uint8 (N, H, W, 3); `state`: float32 (N, S); `action`: float32 (N, A).
 
-    `points`: float32 (N, 2, 5) as `Episode.points`, NaN where there is none. `episode_end`: int64 (N,), the
+    `points`: float32 (N, 3, 5) as `Episode.points`, NaN where there is none. `episode_end`: int64 (N,), the
     index one past the last frame of the frame's episode. `instruction_id`: int32 (N,) into `instructions`.
     `camera_mask`: camera -> bool (N,), False in episodes that lack it, where its images are black; a camera that is not
     named is there in all frames. Arrays of a built cache are read-only.
@@ -140,6 +140,7 @@ class FrameCache:
             raise DatasetError(f"{folder} is no complete frame cache; FrameCache.build makes one")
         about = json.loads((folder / FRAMES).read_text())
         small = {name: np.load(folder / f"{name}.npy") for name in SMALL}
+        small["points"] = with_every_point(small["points"])
         masks = {name: np.load(folder / _mask_file(name)) for name in about.get("masked", ())}
         for array in (*small.values(), *masks.values()):
             array.flags.writeable = False

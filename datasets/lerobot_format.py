@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from volar.datasets.episode import MISSING_CAMERAS, POINTS_SHAPE, Episode
+from volar.datasets.episode import MISSING_CAMERAS, POINTS_SHAPE, Episode, with_every_point
 from volar.datasets.lerobot_layout import (
     CODEBASE_VERSION,
     CONTRACT,
@@ -241,10 +241,6 @@ def episode_of(
         )
     instruction = instructions.pop()
     names = table.column_names
-    points = np.full((len(table), *POINTS_SHAPE), np.nan, dtype=np.float32)
-    if POINTS in names and info.size(POINTS) == points[0].size:
-        valid = vectors(table, POINTS_VALID).astype(bool)
-        points = np.where(valid, vectors(table, POINTS), np.nan).astype(np.float32).reshape(points.shape)
     success = row.get("volar/success")
     if success is None:
         success = bool(table.column("next.success").to_numpy().any()) if "next.success" in names else True
@@ -252,13 +248,25 @@ def episode_of(
         images=images,
         state=vectors(table, "observation.state").astype(np.float32, copy=False),
         actions=vectors(table, "action").astype(np.float32, copy=False),
-        points=points,
+        points=points_of(table),
         instruction=instruction,
         task=row.get("volar/task") or instruction,
         success=success,
         seed=row.get("volar/seed", -1),
         info=json.loads(row.get("volar/info") or "{}"),
     )
+
+
+def points_of(table: pa.Table) -> NDArray[np.float32]:
+    """`Episode.points` (N, 3, 5) of data rows; NaN where they have no such labels, or not of every point."""
+    known, fields = POINTS_SHAPE
+    if not {POINTS, POINTS_VALID} <= set(table.column_names):
+        return np.full((len(table), known, fields), np.nan, np.float32)
+    points, valid = vectors(table, POINTS), vectors(table, POINTS_VALID).astype(bool)
+    if points.shape[1] % fields or points.shape[1] > known * fields:
+        return np.full((len(table), known, fields), np.nan, np.float32)
+    found = np.where(valid, points, np.nan).astype(np.float32)
+    return with_every_point(found.reshape(len(table), points.shape[1] // fields, fields))
 
 
 def vectors(table: pa.Table, key: str) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from volar.datasets.episode import POINTS_SHAPE
 from volar.rl.exploration import Noise, tokens_at
 from volar.rl.rewards import Told, make_reward, privileged_state, told_goal
 from volar.rl.token_policy import TokenPolicy
@@ -48,7 +49,7 @@ class Trajectory:
     """N decisions of one episode. `inputs`: name -> (N, ...), an observation of `TokenPolicy`; `tokens` int16
     (N, E, A); `rewards` (N,) of the steps that each decision lasted, discounted to its beginning; `steps` (N,) their
     number; `last` (P,): what the critic sees at the end. `terminated`: it ended by itself, and not by the clock: with
-    success, or what a `Judge` took for it. `success`: what was asked for was true after some step. `points` (N, 2, 5):
+    success, or what a `Judge` took for it. `success`: what was asked for was true after some step. `points` (N, 3, 5):
     labels of pointing. `valid`: False for a scene that could not be run, without decisions."""
 
     job: Job
@@ -190,7 +191,7 @@ class EpisodeRunner:
         earned: list[float] = []
         while steps < limit and not ended:
             before = privileged_state(told, world.state, 1.0 - steps / limit, self.setting.tasks)
-            label = world.points() if self.setting.pointing else np.zeros((2, 5), np.float32)
+            label = world.points() if self.setting.pointing else np.zeros(POINTS_SHAPE, np.float32)
             for _ in range(self._ticks):
                 report = loop.tick(world.body.now_ns)
                 if report.error is not None:

@@ -181,7 +181,7 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
 def _labels(
     config: ScenesConfig, scenes: "Scenes", rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """Points (N, 2, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds."""
+    """Points (N, 3, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds."""
     if config.questions:
         from volar.sim.questions import ask
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.episode import POINTS_SHAPE
+from volar.datasets.episode import HAND_ROW, POINTS_SHAPE
 from volar.sim.colors import COLORS
 from volar.sim.random_layouts import LayoutSampler
 from volar.sim.scene import SceneState
@@ -27,12 +27,13 @@ _ASKED = load_suite("starter")  # tasks whose orders are about blocks and plate 
 class Scenes:
     """N labelled scenes. `images`: camera -> uint8 (N, H, W, 3). `state`: float32 (N, S).
     `objects`: float32 (N, 5, 5), rows the blocks in the order of `COLORS` and the plate, columns as in
-    `volar.datasets.episode.POINT_FIELDS`. `held`: (N,) index of the block in the gripper, -1 for none. `views`: of each
-    scene, how places in it are labelled."""
+    `volar.datasets.episode.POINT_FIELDS`; `hand`: float32 (N, 5), the fingertips likewise. `held`: (N,) index of the
+    block in the gripper, -1 for none. `views`: of each scene, how places in it are labelled."""
 
     images: dict[str, NDArray[np.uint8]]
     state: NDArray[np.float32]
     objects: NDArray[np.float32]
+    hand: NDArray[np.float32]
     held: NDArray[np.int64]
     views: tuple[View, ...]
 
@@ -56,6 +57,7 @@ def render_scenes(
     }
     state, views, held = [], [], np.empty(count, np.int64)
     objects = np.empty((count, len(COLORS) + 1, POINTS_SHAPE[1]), np.float32)
+    hand = np.empty((count, POINTS_SHAPE[1]), np.float32)
     try:
         for i in range(count):
             held[i] = _place(world, layouts, rng)
@@ -64,10 +66,11 @@ def render_scenes(
             measured, placed = world.body.joint_state(), world.state
             state.append(layouts.arm.proprio(measured.q, measured.gripper_width_m))
             views.append(world.view())
-            objects[i] = views[i].label(np.vstack([placed.blocks, placed.plate]))
+            labels = views[i].label(np.vstack([placed.blocks, placed.plate, placed.tcp]))
+            objects[i], hand[i] = labels[:-1], labels[-1]
     finally:
         world.close()
-    return Scenes(images, np.stack(state), objects, held, tuple(views))
+    return Scenes(images, np.stack(state), objects, hand, held, tuple(views))
 
 
 def _place(world: TaskWorld, layouts: LayoutSampler, rng: np.random.Generator) -> int:
@@ -84,11 +87,14 @@ def _place(world: TaskWorld, layouts: LayoutSampler, rng: np.random.Generator) -
 def grounding_samples(
     scenes: Scenes, index: int, rng: np.random.Generator, count: int = 1
 ) -> list[tuple[str, NDArray[np.float32]]]:
-    """Sentences about a scene with their `points` (2, 5): rows target and destination, NaN where there is none.
+    """Sentences about a scene with their `points` (3, 5): target, destination, hand, NaN where there is none.
 
     Half of them are the tasks' own orders, the others name a block, the plate, or a place by its relation.
     """
-    return [_sample(scenes, index, rng) for _ in range(count)]
+    samples = [_sample(scenes, index, rng) for _ in range(count)]
+    for _, points in samples:
+        points[HAND_ROW] = scenes.hand[index]
+    return samples
 
 
 def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
@@ -184,7 +190,7 @@ def _noun(rng: np.random.Generator) -> str:
 
 
 def point_at(target: NDArray[np.float32], destination: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
-    """(2, 5): rows target and destination, NaN where there is none."""
+    """(3, 5): rows target, destination and hand, NaN where there is none."""
     points = np.full(POINTS_SHAPE, np.nan, np.float32)
     points[0] = target
     if destination is not None:

@@ -25,7 +25,7 @@ Asked = tuple[str, str, tuple[int, ...]]  # text, answer, and rows of the object
 
 @dataclass(frozen=True)
 class Question:
-    """`kind`: of what is asked, a key of `KINDS`; `answer`: one of `ANSWERS`. `points` (2, 5): the one or two things it
+    """`kind`: of what is asked, a key of `KINDS`; `answer`: one of `ANSWERS`. `points` (3, 5): the one or two things it
     is about, as in `volar.datasets.episode`; to look there is half of the answer."""
 
     text: str

@@ -157,9 +157,9 @@ class TaskWorld:
         return action if share == 1.0 else np.concatenate([action[:-1] * share, action[-1:]])
 
     def points(self) -> NDArray[np.float32]:
-        """`Episode.points` now: (2, 5), rows target and destination; columns x y z [m], u v in the front image."""
+        """`Episode.points` now: (3, 5), rows target, destination, hand; columns x y z [m], u v in the front image."""
         state, goal = self.state, self.goal
-        places = np.stack([self.task.target(state, goal), self.task.destination(state, goal)])
+        places = np.stack([self.task.target(state, goal), self.task.destination(state, goal), state.tcp])
         return self.view().label(places)
 
     def view(self) -> View:

@@ -4,31 +4,63 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from volar.datasets.episode import POINT_NAMES
 from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.configuration_volar import VolarConfig
 
-POINTS = len(POINT_NAMES)
+POINTS = 2  # that an instruction names: target and destination, the first of `volar.datasets.episode.POINT_NAMES`
 HAND = ("ee_x", "ee_y", "ee_z")  # of the state: the fingertips in the base frame [m]
 COARSE_M, FINE_M = 0.1, 0.02  # over which distances to a pointed position tell apart far from near, and near from there
 
 
+class Hand(nn.Module):
+    """Where the fingertips are, as the state tells. `wants`: the setting that needs them.
+
+    Raises `VolarError` for a state that does not have them.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, contract: PolicyContract, wants: str) -> None:
+        super().__init__()
+        lacking = [name for name in HAND if name not in contract.state_names]
+        if lacking:
+            raise VolarError(f"{wants} needs {', '.join(HAND)} in the state, which lacks {', '.join(lacking)}")
+        self._places = [contract.state_names.index(name) for name in HAND]
+        normalizer = Normalizer.of_contract(contract, "observation.state")
+        for name, values in (("offset", normalizer.offset), ("scale", normalizer.inverse_scale)):
+            numbers = torch.tensor(np.asarray(values)[self._places], dtype=torch.float32)
+            self.register_buffer(name, numbers, persistent=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Normalized state (B, S) -> (B, 3), base frame [m]."""
+        return state[:, self._places] * self.scale + self.offset
+
+
 class PointHead(nn.Module):
-    """Where the named objects are: attention over the first camera's tokens, then a regression."""
+    """Where the named objects are: attention over the first camera's tokens, then a regression.
+
+    With `finds_hand` it also finds the robot's own fingertips in the image. The state tells where they are: seen beside
+    what is pointed at, they tell how the camera stands, which nothing else in the picture does.
+    """
 
     centres: Tensor
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: VolarConfig, width: int) -> None:
+    def __init__(self, config: VolarConfig, width: int, contract: PolicyContract) -> None:
         super().__init__()
         side = config.camera_tokens[0]
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         inner = config.head_width
-        self.regress = nn.Sequential(nn.Linear(2 * width + 2, inner), nn.SiLU(), nn.Linear(inner, 5))
+        self.hand = Hand(contract, "finds_hand=true") if config.finds_hand else None
+        if self.hand:
+            self.find_hand = nn.Sequential(nn.Linear(2 * width + 5, inner), nn.SiLU(), nn.Linear(inner, 2))
+        told = 5 if self.hand else 0  # the fingertips: where they are seen, and where they are
+        self.regress = nn.Sequential(nn.Linear(2 * width + 2 + told, inner), nn.SiLU(), nn.Linear(inner, 5))
         cells = (torch.arange(side) + 0.5) / side
         v, u = torch.meshgrid(cells, cells, indexing="ij")
         self.register_buffer("centres", torch.stack([u, v], -1).reshape(-1, 2), persistent=False)  # (P, 2)
@@ -36,13 +68,21 @@ class PointHead(nn.Module):
         self.register_buffer("std", torch.tensor(config.point_std), persistent=False)
         self._cell = 1.0 / side
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """queries (B, 2, D), tokens (B, P, D) -> patch logits (B, 2, P), uv (B, 2, 2), scaled xyz (B, 2, 3)."""
-        logits = self.query(queries) @ self.key(tokens).mT / tokens.shape[-1] ** 0.5  # (B, 2, P)
+    def forward(self, queries: Tensor, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """queries (B, Q, D), tokens (B, P, D), normalized state (B, S) -> patch logits (B, Q, P), uv (B, Q, 2), scaled
+        xyz (B, 2, 3); Q is 2, or 3 with the hand."""
+        logits = self.query(queries) @ self.key(tokens).mT / tokens.shape[-1] ** 0.5  # (B, Q, P)
         attention = logits.softmax(-1)
-        seen, place = attention @ tokens, attention @ self.centres  # (B, 2, D), (B, 2, 2)
-        out = self.regress(torch.cat([queries, seen, 4 * (place - 0.5)], -1))  # (B, 2, 5)
-        return logits, place + self._cell * out[..., 3:], out[..., :3]
+        seen, place = attention @ tokens, attention @ self.centres  # (B, Q, D), (B, Q, 2)
+        told = torch.cat([queries, seen, 4 * (place - 0.5)], -1)
+        if self.hand is None:
+            out = self.regress(told)  # (B, 2, 5)
+            return logits, place + self._cell * out[..., 3:], out[..., :3]
+        where = ((self.hand(state) - self.mean) / self.std)[:, None]  # (B, 1, 3)
+        hand_uv = place[:, POINTS:] + self._cell * self.find_hand(torch.cat([told[:, POINTS:], where], -1))  # (B, 1, 2)
+        camera = torch.cat([4 * (hand_uv - 0.5), where], -1).expand(-1, POINTS, -1)
+        out = self.regress(torch.cat([told[:, :POINTS], camera], -1))  # (B, 2, 5)
+        return logits, torch.cat([place[:, :POINTS] + self._cell * out[..., 3:], hand_uv], 1), out[..., :3]
 
     def to_metres(self, scaled: Tensor) -> Tensor:
         return scaled * self.std + self.mean
@@ -53,26 +93,18 @@ class FromHand(nn.Module):
 
     size = 2 * 3 * POINTS  # numbers it gives
 
-    offset: Tensor
-    scale: Tensor
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: VolarConfig, contract: PolicyContract) -> None:
         super().__init__()
-        lacking = [name for name in HAND if name not in contract.state_names]
-        if lacking:
-            raise VolarError(f"points=hand needs {', '.join(HAND)} in the state, which lacks {', '.join(lacking)}")
-        self._places = [contract.state_names.index(name) for name in HAND]
-        normalizer = Normalizer.of_contract(contract, "observation.state")
-        numbers = {"offset": normalizer.offset[self._places], "scale": normalizer.inverse_scale[self._places]}
-        for name, value in (numbers | {"mean": config.point_mean, "std": config.point_std}).items():
-            self.register_buffer(name, torch.tensor(np.asarray(value), dtype=torch.float32), persistent=False)
+        self.hand = Hand(contract, "points=hand")
+        for name, value in (("mean", config.point_mean), ("std", config.point_std)):
+            self.register_buffer(name, torch.tensor(value), persistent=False)
 
     def forward(self, points: Tensor, state: Tensor) -> Tensor:
         """Scaled points (B, 2, 3), normalized state (B, S) -> (B, 12): coarse, in units of 0.1 m, and fine."""
-        hand = state[:, self._places] * self.scale + self.offset  # (B, 3) [m]
-        relative = (points * self.std + self.mean - hand[:, None]).flatten(1)
+        relative = (points * self.std + self.mean - self.hand(state)[:, None]).flatten(1)
         return torch.cat([(relative / COARSE_M).clamp(-3, 3), torch.tanh(relative / FINE_M)], -1)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from volar.vla.action_tokenizers.uniform_bins import BINS, CENTRES
+from volar.vla.heads import POINTS
 from volar.vla.modeling_volar import Imitated, Outputs, Pointing
 
 # Standard deviation of the target over bins, in normalized action units; three bins wide. A neighbouring bin
@@ -35,27 +36,29 @@ class Losses:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the losses are means over, scalars: steps of chunks, points, points that the first camera sees, answers."""
+    """What the losses are means over, scalars: steps of chunks; points that instructions name, and those of them that
+    the first camera sees; hands that it sees; answers."""
 
     steps: Tensor
     points: Tensor
     seen: Tensor
+    hands: Tensor
     answers: Tensor
 
     @staticmethod
     def of(mask: Tensor, points: Tensor, answers: Tensor | None = None) -> "Counts":
-        """mask (B, H), points (B, 2, 5), answers (B,), -1 where there is none."""
+        """mask (B, H), points (B, 3, 5), answers (B,), -1 where there is none."""
         known, visible = _known(points)
         said = torch.zeros((), device=mask.device) if answers is None else (answers >= 0).sum()
-        return Counts(mask.sum(), known.sum(), visible.sum(), said)
+        return Counts(mask.sum(), known[:, :POINTS].sum(), visible[:, :POINTS].sum(), visible[:, POINTS:].sum(), said)
 
     @staticmethod
     def from_vector(vector: Tensor) -> "Counts":
         return Counts(*vector.unbind())
 
     def to_vector(self) -> Tensor:
-        """(4,) float32, to be added up."""
-        return torch.stack([self.steps, self.points, self.seen, self.answers]).float()
+        """(5,) float32, to be added up."""
+        return torch.stack([self.steps, self.points, self.seen, self.hands, self.answers]).float()
 
 
 def action_loss(logits: Tensor, actions: Tensor, mask: Tensor, steps: Tensor | None = None) -> Tensor:
@@ -75,24 +78,25 @@ def point_losses(
 ) -> tuple[Tensor, Tensor]:
     """Pointing: which patch (cross-entropy) and where (L1 of xyz in units of `std`, and of uv).
 
-    points (B, 2, 5): x y z [m], u v; NaN where there is nothing to point at, which then carries no loss.
+    points (B, 3, 5): x y z [m], u v; NaN where there is nothing to point at, which then carries no loss. The hand is
+    looked for where `outputs` do; its position is known, so that its place in the image is all there is to learn.
     """
-    xyz, uv = points[..., :3], points[..., 3:]
-    known, visible = _known(points)
-    all_known, all_visible = (known.sum(), visible.sum()) if counts is None else (counts.points, counts.seen)
+    count = outputs.points_uv.shape[1]
+    uv, (known, visible) = points[:, :count, 3:], _known(points)
+    counts = counts or Counts.of(known[:, 0], points)
+    means = torch.stack([counts.seen, counts.seen, counts.hands]).clamp(min=1)[:count]  # of each row
     side = int(outputs.patch_logits.shape[-1] ** 0.5)
     cell = (torch.nan_to_num(uv).clamp(0, 0.999) * side).long()
-    label = cell[..., 1] * side + cell[..., 0]  # (B, 2), row-major
+    label = cell[..., 1] * side + cell[..., 0]  # (B, Q), row-major
     log_probability = outputs.patch_logits.log_softmax(-1).gather(-1, label[..., None])[..., 0]
-    patch = -(log_probability * visible).sum() / all_visible.clamp(min=1)
-    where = (torch.nan_to_num(xyz - outputs.points).abs() / std).sum(-1) * known
-    place = where.sum() / all_known.clamp(min=1)
-    in_image = torch.nan_to_num(uv - outputs.points_uv).abs().sum(-1) * visible
-    return patch, place + in_image.sum() / all_visible.clamp(min=1)
+    patch = -(log_probability * visible[:, :count] / means).sum()
+    where = (torch.nan_to_num(points[:, :POINTS, :3] - outputs.points).abs() / std).sum(-1) * known[:, :POINTS]
+    in_image = torch.nan_to_num(uv - outputs.points_uv).abs().sum(-1) * visible[:, :count]
+    return patch, where.sum() / counts.points.clamp(min=1) + (in_image / means).sum()
 
 
 def _known(points: Tensor) -> tuple[Tensor, Tensor]:
-    """points (B, 2, 5) -> bool (B, 2): which there are, and which of them lie in the first camera's image."""
+    """points (B, 3, 5) -> bool (B, 3): which there are, and which of them lie in the first camera's image."""
     uv, known = points[..., 3:], torch.isfinite(points).all(-1)
     return known, known & ((uv >= 0) & (uv < 1)).all(-1)
 

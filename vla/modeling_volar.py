@@ -5,8 +5,9 @@
 
 What stands for actions is the decoder's: queries for all steps at once, tokens one after another, or noise that flows
 (`vla/decoders/`). The prefix attends as its language model was pretrained to: in both directions (tiny, PaliGemma) or
-causally; padding is masked. Hidden states of the two point queries are matched with the first camera's tokens to say
-where the named objects are; those positions, beside proprioception, enter the parallel decoder's action head.
+causally; padding is masked. Hidden states of the point queries are matched with the first camera's tokens to say where
+the named objects and the robot's own hand are; those positions, beside proprioception, enter the parallel decoder's
+action head.
 """
 
 from collections.abc import Mapping
@@ -38,8 +39,9 @@ MARKERS = ("head", "image_start", "image_end")  # of a pretrained model's prompt
 class Pointing:
     """Where the policy points, of B observations.
 
-    `patch_logits` (B, 2, P): which token of the first camera each point lies in. `points_uv` (B, 2, 2): place in that
-    image, fractions. `points` (B, 2, 3): position in the base frame [m].
+    `patch_logits` (B, Q, P): which token of the first camera each point lies in. `points_uv` (B, Q, 2): place in that
+    image, fractions. Q: target, destination, and with `finds_hand` the fingertips. `points` (B, 2, 3): position of the
+    first two in the base frame [m].
     """
 
     patch_logits: Tensor
@@ -116,10 +118,10 @@ class VolarModel(nn.Module):
             self.state_projection = nn.Sequential(
                 nn.Linear(len(contract.state_names), width), nn.SiLU(), nn.Linear(width, width)
             )
-        self.point_queries = nn.Parameter(torch.randn(POINTS, width) * scale)
+        self.point_queries = nn.Parameter(torch.randn(POINTS + config.finds_hand, width) * scale)
         if config.decoder == "parallel":
             self.action_queries = nn.Parameter(torch.randn(contract.chunk_length, width) * scale)
-        self.point_head = PointHead(config, width)
+        self.point_head = PointHead(config, width, contract)
         if config.decoder == "parallel":
             self.action_head = ActionHead(config, width, contract)
         self.decoder: Decoder = make_decoder(config, self.backbone, contract.action.size, self.tokenizer)
@@ -158,7 +160,7 @@ class VolarModel(nn.Module):
         prefix = self.prefix(pixels, input_ids, state, camera_mask)
         loss, hidden = self.decoder.loss(self, prefix, actions, mask, seed)
         logits, uv, points = self.point(prefix, hidden)
-        said = self.say(last_of_prompt(prefix, hidden)) if answers else None
+        said = self.say(self.last_of_prompt(prefix, hidden)) if answers else None
         return Imitated(logits, uv, self.point_head.to_metres(points), loss, said)
 
     def decode(
@@ -180,7 +182,7 @@ class VolarModel(nn.Module):
         prefix = self.prefix(seen, input_ids, state, camera_mask)
         hidden = self.run_queries(prefix)
         patch_logits, uv, points = self.point(prefix, hidden)
-        last = last_of_prompt(prefix, hidden)
+        last = self.last_of_prompt(prefix, hidden)
         return Trunk(hidden[:, prefix.length :].float(), patch_logits, uv, points, last)
 
     def say(self, last: Tensor) -> Tensor:
@@ -234,9 +236,14 @@ class VolarModel(nn.Module):
     def point(self, prefix: Prefix, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From the prefix's hidden states (B, P.., D): patch logits, uv and scaled points, as in `Trunk`."""
         with torch.autocast(hidden.device.type, enabled=False):  # heads decide millimetres: full precision
-            queries = hidden[:, prefix.length - POINTS : prefix.length].float()
-            found: tuple[Tensor, Tensor, Tensor] = self.point_head(queries, hidden[:, slice(*prefix.view)].float())
+            queries = hidden[:, prefix.length - len(self.point_queries) : prefix.length].float()
+            seen, state = hidden[:, slice(*prefix.view)].float(), prefix.state.float()
+            found: tuple[Tensor, Tensor, Tensor] = self.point_head(queries, seen, state)
         return found
+
+    def last_of_prompt(self, prefix: Prefix, hidden: Tensor) -> Tensor:
+        """Of the prefix's hidden states (B, P.., D), that of the last token before the point queries: (B, D)."""
+        return hidden[:, prefix.length - len(self.point_queries) - 1]
 
     def see(self, pixels: Tensor) -> list[Features]:
         """Of each camera, features (B, tokens, D) as `Backbone.embed_images` has them, pooled to the camera's side."""
@@ -271,11 +278,6 @@ class VolarModel(nn.Module):
         edges = torch.tensor(EDGES, dtype=state.dtype, device=state.device)
         bins = torch.bucketize(state.clamp(-1, 1).contiguous(), edges, right=True)  # 1..256
         return self.backbone.embed_words(self.vocabulary_size - bins)
-
-
-def last_of_prompt(prefix: Prefix, hidden: Tensor) -> Tensor:
-    """Of the prefix's hidden states (B, P.., D), that of the last token before the point queries: (B, D)."""
-    return hidden[:, prefix.length - POINTS - 1]
 
 
 def _marker(embedded: Tensor, there: Tensor) -> list[Piece]:

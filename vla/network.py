@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
 
 # Settings that `init` brings along where they are left away.
-CHOSEN = ("decoder", "state_as", "points", "lora_rank", "expert_width", *PARTS)
+CHOSEN = ("decoder", "state_as", "points", "finds_hand", "lora_rank", "expert_width", *PARTS)
 _DECODERS_OWN = ("action_queries", "action_head.", "decoder.", "state_projection.")  # weights
 
 
@@ -47,7 +47,8 @@ def make_network(config: "TrainConfig", contract: PolicyContract, sources: list[
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
     chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
-    chosen.setdefault("points", "hand" if set(HAND) <= set(contract.state_names) else "base")
+    has_hand = set(HAND) <= set(contract.state_names)
+    chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand} | chosen
     if config.backbone in (None, "tiny"):
         model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
         return Network(model, contract, InstructionTokenizer.load())
@@ -124,6 +125,7 @@ def _from_policy(
     require_same_inputs(theirs, contract, config.init)
     backbone = before.config.backbone
     has: dict[str, str | int] = {"backbone": backbone.name, "image_size": backbone.image_size}
+    has["finds_hand"] = before.config.finds_hand
     if isinstance(backbone, BackboneConfig):
         has |= {"width": backbone.width, "layers": backbone.layers}
     else:

@@ -89,6 +89,13 @@ class TrainConfig:
             "the state has one, or as in init"
         },
     )
+    finds_hand: bool | None = field(
+        default=None,
+        metadata={
+            "help": "pointing finds the robot's own hand in the image, too, which tells how the camera stands; true where "
+            "the state has one, or as in init"
+        },
+    )
     action_ids: Literal["last", "added"] = field(
         default="last", metadata={"help": "a pretrained model's last ids, as OpenVLA, or new ones behind them"}
     )

@@ -35,7 +35,7 @@ def in_memory(lengths: list[int]) -> FrameCache:
         images={"front": np.arange(n, dtype=np.uint8).repeat(3).reshape(n, 1, 1, 3)},
         state=np.zeros((n, 2), np.float32),
         action=np.arange(n, dtype=np.float32)[:, None],
-        points=np.full((n, 2, 5), np.nan, np.float32),
+        points=np.full((n, 3, 5), np.nan, np.float32),
         instruction_id=np.zeros(n, np.int32),
         instructions=["go"],
         episode_end=np.repeat(np.cumsum(lengths), lengths),

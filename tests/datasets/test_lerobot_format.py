@@ -38,7 +38,7 @@ def test_lerobot_reads_every_frame_exactly(dataset: Path, episode: Callable[[int
             np.testing.assert_array_equal(frame["observation.state"].numpy(), wanted.state[step])
             np.testing.assert_array_equal(frame["action"].numpy(), wanted.actions[step])
             points = np.where(frame["annotation.points_valid"].numpy(), frame["annotation.points"].numpy(), np.nan)
-            np.testing.assert_array_equal(points.reshape(2, 5), wanted.points[step])
+            np.testing.assert_array_equal(points.reshape(3, 5), wanted.points[step])
             last = step == len(wanted) - 1
             assert frame["next.done"].item() == last
             assert frame["next.success"].item() == (last and wanted.success) == bool(frame["next.reward"].item())

@@ -34,7 +34,7 @@ def long_episode(number: int) -> Episode:
         images={c.name: rng.integers(0, 256, (steps, c.height, c.width, 3), np.uint8) for c in CAMERAS},
         state=rng.normal(size=(steps, 10)).astype(np.float32),
         actions=rng.normal(size=(steps, 7)).astype(np.float32),
-        points=np.full((steps, 2, 5), np.nan, np.float32),
+        points=np.full((steps, 3, 5), np.nan, np.float32),
         instruction=f"go {number % 2}",
         task="go",
         success=True,

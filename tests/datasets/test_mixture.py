@@ -40,7 +40,7 @@ def data(contract: PolicyContract) -> Make:
             images={c.name: rng.integers(1, 256, (n, c.height, c.width, 3), np.uint8) for c in cameras},
             state=state,
             action=actions,
-            points=rng.uniform(0, 1, (n, 2, 5)).astype(np.float32),
+            points=rng.uniform(0, 1, (n, 3, 5)).astype(np.float32),
             instruction_id=(np.arange(n) % 2).astype(np.int32),
             instructions=(f"lift {offset}", f"push {offset}"),
             episode_end=np.minimum((np.arange(n) // 5 + 1) * 5, n).astype(np.int64),

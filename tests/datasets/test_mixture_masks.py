@@ -95,7 +95,7 @@ def states(contract: PolicyContract, n: int, *named: tuple[str, str]) -> tuple[F
         images={},
         state=state,
         action=action,
-        points=np.full((n, 2, 5), np.nan, np.float32),
+        points=np.full((n, 3, 5), np.nan, np.float32),
         instruction_id=np.zeros(n, np.int32),
         instructions=("go",),
     )

@@ -85,7 +85,7 @@ def trajectory(
         rewards=np.array(rewards, np.float32),
         steps=np.full(count, 4, np.int32),
         last=np.zeros(inputs["privileged"].shape[1], np.float32),
-        points=np.zeros((count, 2, 5), np.float32),
+        points=np.zeros((count, 3, 5), np.float32),
         success=sum(rewards) > 0,
         terminated=terminated,
     )

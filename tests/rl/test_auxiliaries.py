@@ -20,7 +20,7 @@ FRAMES, IMAGE = 32, 32
 
 def cache(small: SimpleNamespace) -> FrameCache:
     rng, contract = np.random.default_rng(0), small.contract()
-    points = np.full((FRAMES, 2, 5), np.nan, np.float32)
+    points = np.full((FRAMES, 3, 5), np.nan, np.float32)
     points[:, 0] = rng.uniform(0, 1, (FRAMES, 5))
     return FrameCache.from_arrays(
         images={c.name: rng.integers(0, 255, (FRAMES, IMAGE, IMAGE, 3), np.uint8) for c in contract.cameras},

@@ -59,7 +59,7 @@ def test_sentences_point_at_what_they_name(scenes: Scenes) -> None:
         for text, points in grounding_samples(scenes, i, rng, 4):
             words = text.split()
             colors = [color for color in COLORS if color in words]
-            assert points.shape == (2, 5)
+            assert points.shape == (3, 5)
             assert np.isfinite(points[0]).all()
             assert (points[0] == scenes.objects[i]).all(axis=1).any()
             if len(colors) == 1 and " of the " not in text:

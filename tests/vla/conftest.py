@@ -28,7 +28,7 @@ def frames(count: int, labelled: bool = True) -> tuple[FrameCache, PolicyContrac
     rng = np.random.default_rng(0)
     state = rng.uniform(-0.5, 0.5, (count, len(FR3.state_names))).astype(np.float32)
     action = rng.uniform(FR3.action.low, FR3.action.high, (count, FR3.action.size)).astype(np.float32)
-    points = np.full((count, 2, 5), np.nan, np.float32)
+    points = np.full((count, 3, 5), np.nan, np.float32)
     if labelled:
         points[:, 0] = rng.uniform(0, 1, (count, 5))
     cache = FrameCache.from_arrays(

@@ -86,7 +86,7 @@ def _peak(logits: torch.Tensor, bin_index: int) -> torch.Tensor:
 
 def test_frames_without_points_carry_no_point_loss(model: VolarModel) -> None:
     out = outputs(model, 20)
-    patch, place = point_losses(out, torch.full((2, 2, 5), torch.nan), torch.ones(3))
+    patch, place = point_losses(out, torch.full((2, 3, 5), torch.nan), torch.ones(3))
     assert float(patch) == float(place) == 0.0
 
 

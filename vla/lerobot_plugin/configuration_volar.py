@@ -39,6 +39,7 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     action_tokens: int = DEFAULT.action_tokens
     state_as: str = DEFAULT.state_as
     points: str = DEFAULT.points
+    finds_hand: bool = DEFAULT.finds_hand
     vision: str = DEFAULT.vision
     connector: str = DEFAULT.connector
     language: str = DEFAULT.language

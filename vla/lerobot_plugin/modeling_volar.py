@@ -14,6 +14,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.lerobot_format import load_contract
 from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import ContractError, PolicyContract, require
@@ -99,7 +100,7 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
             pixels = pixels_from_images(images, model.config.backbone.image_size)
             seed = int(torch.randint(2**31, ()))
             outputs = model(pixels, ids, self.graph.state_scaler(state), actions=normal, mask=mask, seed=seed)
-        nowhere = torch.full((len(actions), 2, 5), torch.nan, device=actions.device)
+        nowhere = torch.full((len(actions), *POINTS_SHAPE), torch.nan, device=actions.device)
         std = torch.tensor(model.config.point_std, device=actions.device)
         losses = imitation_loss(outputs, normal, mask, nowhere, std)
         return losses.total, losses.named()
