@@ -92,7 +92,7 @@ class TrainConfig:
     finds_hand: bool | None = field(
         default=None,
         metadata={
-            "help": "pointing finds the robot's own hand in the image, too, which tells how the camera stands; true where "
+            "help": "pointing finds the robot's own hand, too, which tells how the camera stands; true where "
             "the state has one, or as in init"
         },
     )
