@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from volar.datasets.choose_frames import Form, choose_frames
 from volar.datasets.episode import Episode
 from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.lerobot_format import load_contract, load_info, read_episodes
@@ -46,6 +49,26 @@ def test_lerobot_reads_every_frame_exactly(dataset: Path, episode: Callable[[int
             assert (frame["index"].item(), frame["episode_index"].item()) == (i, number)
             assert (frame["frame_index"].item(), frame["timestamp"].item()) == (step, pytest.approx(step / 10))
             i += 1
+
+
+@pytest.mark.parametrize("form", ["decoded", "encoded"])
+def test_labels_from_before_the_hand_had_one(dataset: Path, tmp_path: Path, form: Form) -> None:
+    """The points that there are; a place for the hand, which nobody has labelled."""
+    old = shutil.copytree(dataset, tmp_path / "old")
+    info = json.loads((old / "meta/info.json").read_text())
+    for path in old.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        for name in ("annotation.points", "annotation.points_valid"):
+            info["features"][name]["shape"] = [10]
+            kept = [row[:10] for row in table.column(name).to_pylist()]
+            column = pa.array(kept, pa.list_(table.column(name).type.value_type, 10))
+            table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, path)
+    (old / "meta/info.json").write_text(json.dumps(info))
+    new, found = (choose_frames(root, form).points for root in (dataset, old))
+    np.testing.assert_array_equal(found[:, :2], new[:, :2])
+    assert np.isfinite(new[:, 2]).any()
+    assert np.isnan(found[:, 2]).all()
 
 
 def test_lerobot_queries_chunks_of_actions(dataset: Path, episode: Callable[[int], Episode]) -> None:

@@ -17,6 +17,7 @@ def test_shapes_and_reproduction(scenes: Scenes) -> None:
     assert scenes.images["front"].shape == scenes.images["wrist"].shape == (120, 32, 32, 3)
     assert scenes.state.shape == (120, 10)
     assert scenes.objects.shape == (120, PLATE + 1, 5)
+    np.testing.assert_allclose(scenes.hand[:, :3], scenes.state[:, :3], atol=1e-5)
     again = render_scenes(np.random.default_rng(0), 5, image_size=32)
     np.testing.assert_array_equal(again.images["wrist"], scenes.images["wrist"][:5])
     np.testing.assert_array_equal(again.objects, scenes.objects[:5])
@@ -40,6 +41,9 @@ def test_scenes_vary_as_they_are_told(scenes: Scenes) -> None:
     again = render_scenes(np.random.default_rng(0), 5, image_size=32, randomization="full")
     np.testing.assert_array_equal(again.images["front"], varied.images["front"][:5])
     np.testing.assert_array_equal(again.objects, varied.objects[:5])
+    for i, view in enumerate(varied.views):  # the hand is where the state has it, but for what the encoders say
+        assert np.linalg.norm(varied.hand[i, :3] - varied.state[i, :3]) < 0.01
+        np.testing.assert_allclose(view.label(view.places(varied.hand[i : i + 1])), varied.hand[i : i + 1], atol=1e-5)
     cameras = {tuple(view.camera.position.round(4)) for view in varied.views}
     assert len(cameras) > 30 > len({tuple(view.camera.position) for view in scenes.views}) == 1
     assert varied.images["front"].mean(axis=(1, 2, 3)).std() > 3 * scenes.images["front"].mean(axis=(1, 2, 3)).std()
@@ -61,6 +65,7 @@ def test_sentences_point_at_what_they_name(scenes: Scenes) -> None:
             colors = [color for color in COLORS if color in words]
             assert points.shape == (3, 5)
             assert np.isfinite(points[0]).all()
+            np.testing.assert_array_equal(points[2], scenes.hand[i])
             assert (points[0] == scenes.objects[i]).all(axis=1).any()
             if len(colors) == 1 and " of the " not in text:
                 np.testing.assert_array_equal(points[0], scenes.objects[i, COLORS.index(colors[0])])

@@ -30,7 +30,7 @@ def exported(
 ) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("export")
     if request.param != "base":
-        model = VolarModel(replace(model.config, points=request.param), contract).eval()
+        model = VolarModel(replace(model.config, points=request.param, finds_hand=True), contract).eval()
     save_policy(root / "policy", model, contract, TOKENIZER)
     export(ExportConfig(policy=root / "policy", output=root / "artifact"))
     return root / "policy", root / "artifact"

@@ -109,6 +109,39 @@ def test_without_a_hand_in_the_state_nothing_is_seen_from_it(contract: PolicyCon
     names = ("q1", *contract.state_names[1:])
     with pytest.raises(VolarError, match="points=hand needs ee_x, ee_y, ee_z in the state, which lacks ee_x"):
         FromHand(VolarConfig(points="hand"), replace(contract, state_names=names))
+    with pytest.raises(VolarError, match="finds_hand=true needs ee_x"):
+        VolarModel(VolarConfig(finds_hand=True), replace(contract, state_names=names))
+
+
+def test_pointing_with_the_hand(model: VolarModel, contract: PolicyContract) -> None:
+    """The hand's place in the image has a label of its own, and where the hand is tells where the camera stands."""
+    torch.manual_seed(0)
+    model = VolarModel(replace(model.config, finds_hand=True), contract)
+    generator = torch.Generator().manual_seed(0)
+    queries, tokens = (torch.randn(1, n, model.backbone.width, generator=generator) for n in (3, 64))
+    here, there = torch.zeros(1, 10), torch.zeros(1, 10)
+    there[0, :3] = 0.5
+    a, b = (model.point_head(queries, tokens, state) for state in (here, there))
+    assert (a[0].shape, a[1].shape, a[2].shape) == ((1, 3, 64), (1, 3, 2), (1, 2, 3))
+    assert torch.equal(a[0], b[0])  # the same picture
+    assert (a[2] - b[2]).abs().min() > 1e-4
+    labels = torch.full((1, 3, 5), torch.nan)
+    out = outputs(model, 20, batch=1)
+    assert sum(point_losses(out, labels, torch.ones(3))) == 0.0
+    labels[0, 2] = torch.tensor([0.4, 0.0, 0.2, *out.points_uv[0, 2].tolist()])
+    patch, place = point_losses(out, labels, torch.ones(3))
+    assert place == 0.0
+    cell = int(out.points_uv[0, 2, 1] * 8) * 8 + int(out.points_uv[0, 2, 0] * 8)
+    assert patch == pytest.approx(-float(out.patch_logits[0, 2].log_softmax(-1)[cell]), rel=1e-5)
+
+
+def test_a_hand_that_is_looked_for_leaves_the_weight_of_the_points(model: VolarModel) -> None:
+    """Labels of the hand change nothing for a network that does not look for it."""
+    out = outputs(model, 20)
+    labels = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    without = labels.clone()
+    without[:, 2] = torch.nan
+    assert point_losses(out, labels, torch.ones(3)) == point_losses(out, without, torch.ones(3))
 
 
 def test_saved_and_loaded_is_the_same_policy(

@@ -156,6 +156,8 @@ def test_new_networks_see_points_from_the_hand(settings: Settings, dataset: Path
     train(settings(stage="grounding", points="base", steps=1, output=tmp_path / "grounding"))
     assert points(init=tmp_path / "grounding") == "base"
     assert points(init=tmp_path / "grounding", points="hand") == "hand"
+    with pytest.raises(VolarError, match="has finds_hand=True, not False"):
+        points(init=tmp_path / "grounding", finds_hand=False)
     cache, contract = FrameCache.open(dataset), load_contract(dataset)
     joints = tuple(f"joint_{i}" for i in range(len(contract.state_names)))
     cache.save(tmp_path / "joints", replace(contract, state_names=joints))
