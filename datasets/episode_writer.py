@@ -292,7 +292,11 @@ class EpisodeWriter:
                 self._tasks.setdefault(row["tasks"][0], len(self._tasks))
             # The data file may hold more than these rows: it is replaced first.
             data, frames = self._path(DATA_PATH, shard), self._frames - self._closed_frames
-            held = readable(data, lambda path: parquet_file(path).metadata.num_rows)
+            held, columns = readable(data, lambda path: _rows_and_columns(parquet_file(path)))
+            wanted = arrow_schema(self.contract, video=self.video)
+            if other := [name for name in wanted.names if columns.get(name) != wanted.field(name).type]:
+                has = f"{data} is of another version: {', '.join(other)} differs from what is written now"
+                raise DatasetError(f"{has}; write the rest to a dataset of its own, or begin again (overwrite=true)")
             if held < frames:
                 raise DatasetError(f"{data} holds {held} frames, {self._path(EPISODES_PATH, shard)} says {frames}")
             if len(rows) < self.shard_episodes:
@@ -304,6 +308,10 @@ class EpisodeWriter:
         self._path(DATA_PATH, shard).unlink(missing_ok=True)
         for camera in self.contract.cameras:
             self._path(VIDEO_PATH, shard, IMAGE_PREFIX + camera.name).unlink(missing_ok=True)
+
+
+def _rows_and_columns(file: pq.ParquetFile) -> tuple[int, dict[str, pa.DataType]]:
+    return file.metadata.num_rows, {field.name: field.type for field in file.schema_arrow}
 
 
 def _counted(episode: EncodedEpisode) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -69,6 +69,8 @@ def test_labels_from_before_the_hand_had_one(dataset: Path, tmp_path: Path, form
     np.testing.assert_array_equal(found[:, :2], new[:, :2])
     assert np.isfinite(new[:, 2]).any()
     assert np.isnan(found[:, 2]).all()
+    with pytest.raises(DatasetError, match=r"another version: annotation\.points, annotation\.points_valid"):
+        EpisodeWriter.resume(old)
 
 
 def test_lerobot_queries_chunks_of_actions(dataset: Path, episode: Callable[[int], Episode]) -> None:
