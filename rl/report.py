@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from volar.rl.finetuning_run import BEST, CLONED
 from volar.sim.comparison import compare, sentence
 from volar.sim.conditions import under_randomization
 from volar.sim.evaluate import EvaluateConfig, evaluate
-from volar.sim.evaluation_folder import write_whole
+from volar.sim.evaluation_folder import AnotherEvaluation, write_whole
 from volar.sim.report_page import bar, card, e, note, page, rate, row, section, spread, table
 
 BEFORE, AFTER = "before", "after"  # folders of evaluations
@@ -56,23 +57,25 @@ def presets_of(config: FinetuneConfig) -> tuple[str, ...]:
 
 def _evaluation(config: FinetuneConfig, folder: str, policy: str, presets: tuple[str, ...], workers: int) -> Results:
     output = config.output / folder
-    return evaluate(
-        EvaluateConfig(
-            policy=config.output / policy,
-            suite=config.suite,
-            tasks=config.task_names,
-            episodes=config.report_episodes,
-            seed=config.seed,
-            randomization=",".join(presets),
-            robot=config.robot,
-            wrong_instruction=False,
-            videos=0,
-            workers=workers,
-            output=output,
-            resume=output.exists() and config.resume,
-            overwrite=output.exists() and not config.resume,
-        )
+    wanted = EvaluateConfig(
+        policy=config.output / policy,
+        suite=config.suite,
+        tasks=config.task_names,
+        episodes=config.report_episodes,
+        seed=config.seed,
+        randomization=",".join(presets),
+        robot=config.robot,
+        wrong_instruction=False,
+        videos=0,
+        workers=workers,
+        output=output,
     )
+    if not output.exists():
+        return evaluate(wanted)
+    try:
+        return evaluate(replace(wanted, resume=True))
+    except AnotherEvaluation:  # of the best policy before the run went on, or of fewer episodes
+        return evaluate(replace(wanted, overwrite=True))
 
 
 def _page(config: FinetuneConfig, found: Results, reason: str) -> str:

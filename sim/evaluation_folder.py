@@ -14,11 +14,15 @@ SETTINGS, EPISODES, RESULTS, REPORT = "evaluation.json", "episodes.jsonl", "resu
 _WRITTEN = (SETTINGS, EPISODES, RESULTS, REPORT, "videos", "replays", "checkpoints")
 
 
+class AnotherEvaluation(VolarError):
+    """The folder holds episodes of another policy, or of other settings."""
+
+
 def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> list[EpisodeRecord]:
     """Makes the folder; returns the episodes that an interrupted evaluation left in it.
 
-    `identity`: what decides every episode. Raises `VolarError` when the folder holds another evaluation, or anything
-    that is none, or an evaluation that is neither to be continued nor to be replaced.
+    `identity`: what decides every episode. Raises `AnotherEvaluation` when that is not the one to be continued,
+    `VolarError` when the folder holds anything else, or an evaluation that is neither to be continued nor replaced.
     """
     if output.exists() and not output.is_dir():
         raise VolarError(f"output {output} is a file; give a folder")
@@ -30,7 +34,7 @@ def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: 
         both = {key: (before[key], now) for key, now in identity.items() if key in before}
         changed = [f"{key} was {was}, is {now}" for key, (was, now) in both.items() if was != now]
         if changed:
-            raise VolarError(f"{output} holds another evaluation ({'; '.join(changed)}); give another output=")
+            raise AnotherEvaluation(f"{output} holds another evaluation ({'; '.join(changed)}); give another output=")
         records, identity = read_records(output / EPISODES), before | dict(identity)
     elif found and SETTINGS not in found:
         raise VolarError(f"output {output} holds something else ({', '.join(found[:4])}); give another output=")

@@ -12,6 +12,7 @@ from volar.rl.episodes import Setting
 from volar.rl.finetune import FinetuneConfig, finetune
 from volar.rl.finetuning import why_stop
 from volar.rl.finetuning_run import FinetuningRun
+from volar.rl.report import write_finetuning_report
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.policies import load_policy
@@ -62,6 +63,23 @@ def test_the_report_says_before_and_after(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "McNemar" in page
     assert "success in held-out scenes" in page
+
+
+def test_the_report_of_a_run_that_went_on_is_about_the_new_best(
+    run: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(run, tmp_path / "longer")
+    shutil.rmtree(output / "best")
+    shutil.copytree(output / "checkpoints" / "last" / "pretrained_model", output / "best")
+    longer = config(policy_folder, output, 3, report_episodes=2, report_randomizations="none", resume=True)
+    write_finetuning_report(longer, 1, "done")
+
+    def policy(evaluation: Path) -> str:
+        return str(json.loads((evaluation / "evaluation.json").read_text())["policy_sha256"])
+
+    assert policy(output / "before") == policy(run / "before")
+    assert policy(output / "after") != policy(run / "after")
+    assert json.loads((output / "finetuning.json").read_text())["presets"]["none"]["after"]["episodes"] == 2
 
 
 def test_only_the_head_has_changed(run: Path, policy_folder: Path) -> None:
