@@ -247,7 +247,7 @@ def volar(options: argparse.Namespace, folder: Path) -> None:
 
 TRAINERS = {"LeRobot, SmolVLA": lerobot, "Volar, flow": volar}
 UNEQUAL = (
-    "The prefix: Volar puts SmolVLM's own markers around images and the instruction, and two pointing queries.",
+    "The prefix: Volar puts SmolVLM's own markers around images and the instruction, and queries to point.",
     "The expert: SmolVLA's attends to the prefix in every second layer and to prefix and chunk in the others, with a "
     "gated MLP; Volar's attends to both in all, with a plain one.",
     "SmolVLA pads states and actions to 32 numbers; Volar takes as many as there are.",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What the rows of `Episode.points` are: the object the instruction names, where it is to go, and the robot's own
-# fingertips, whose place in the image tells how the camera stands.
+# What the rows of `Episode.points` are: the object the instruction names, where it is to go, and last the robot's own
+# end effector, whose place in the image tells how the camera stands.
 POINT_NAMES = ("target", "destination", "hand")
 HAND_ROW = POINT_NAMES.index("hand")
 # Its columns: position in the base frame [m], and where the first camera sees it, as fractions of the image's

@@ -74,7 +74,8 @@ def _evaluation(config: FinetuneConfig, folder: str, policy: str, presets: tuple
         return evaluate(wanted)
     try:
         return evaluate(replace(wanted, resume=True))
-    except AnotherEvaluation:  # of the best policy before the run went on, or of fewer episodes
+    except AnotherEvaluation as error:  # of the best policy before the run went on, or under other presets
+        print(f"evaluated again: {error}")
         return evaluate(replace(wanted, overwrite=True))
 
 

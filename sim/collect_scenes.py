@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.durable_file import OutputExists, disk_errors, write_durably
+from volar.datasets.episode import HAND_ROW, POINT_NAMES
 from volar.datasets.frame_cache import SMALL, FrameCache, reserved_array
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES
 from volar.datasets.questions import FILE as ANSWERS
@@ -69,6 +70,7 @@ class ScenesConfig:
             "robot": self.contract.robot,
             "cameras": list(self.cameras),
             "image_size": self.image_size,
+            "points": list(POINT_NAMES),
             **({"kind": "questions"} if self.questions else {}),
             **({"randomization": fingerprint(self.randomization)} if self.randomization != "none" else {}),
         }
@@ -174,6 +176,7 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
         target.flush()
     buffer = io.BytesIO()
     points, texts = _labels(config, scenes, rng)
+    points[:, HAND_ROW] = scenes.hand
     np.savez(buffer, state=scenes.state, points=points, texts=texts)
     write_durably(_shard_file(output, index), buffer.getvalue())
 
@@ -181,7 +184,7 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
 def _labels(
     config: ScenesConfig, scenes: "Scenes", rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """Points (N, 3, 5), and texts (N, 1): sentences; or (N, 3): questions, answers, kinds."""
+    """Points (N, 3, 5), but for the hand's, and texts (N, 1): sentences; or (N, 3): questions, answers, kinds."""
     if config.questions:
         from volar.sim.questions import ask
 

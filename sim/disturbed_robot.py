@@ -73,6 +73,11 @@ class DisturbedRobot:
         """Simulation time since `restart` [ns]."""
         return self.inner.now_ns
 
+    @property
+    def sees_late(self) -> bool:
+        """True where an image may show what was before."""
+        return bool(self._image_ns) or self.disturbance.frame_drop > 0
+
     def disturb(self, disturbance: Disturbance) -> None:
         """From the next `restart` on."""
         self.disturbance = disturbance

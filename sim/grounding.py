@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.episode import HAND_ROW, POINTS_SHAPE
+from volar.datasets.episode import POINTS_SHAPE
 from volar.sim.colors import COLORS
 from volar.sim.random_layouts import LayoutSampler
 from volar.sim.scene import SceneState
@@ -27,7 +27,7 @@ _ASKED = load_suite("starter")  # tasks whose orders are about blocks and plate 
 class Scenes:
     """N labelled scenes. `images`: camera -> uint8 (N, H, W, 3). `state`: float32 (N, S).
     `objects`: float32 (N, 5, 5), rows the blocks in the order of `COLORS` and the plate, columns as in
-    `volar.datasets.episode.POINT_FIELDS`; `hand`: float32 (N, 5), the fingertips likewise. `held`: (N,) index of the
+    `volar.datasets.episode.POINT_FIELDS`; `hand`: float32 (N, 5), the end effector likewise. `held`: (N,) index of the
     block in the gripper, -1 for none. `views`: of each scene, how places in it are labelled."""
 
     images: dict[str, NDArray[np.uint8]]
@@ -87,14 +87,11 @@ def _place(world: TaskWorld, layouts: LayoutSampler, rng: np.random.Generator) -
 def grounding_samples(
     scenes: Scenes, index: int, rng: np.random.Generator, count: int = 1
 ) -> list[tuple[str, NDArray[np.float32]]]:
-    """Sentences about a scene with their `points` (3, 5): target, destination, hand, NaN where there is none.
+    """Sentences about a scene with their `points` (3, 5): what each names, NaN where it names nothing.
 
     Half of them are the tasks' own orders, the others name a block, the plate, or a place by its relation.
     """
-    samples = [_sample(scenes, index, rng) for _ in range(count)]
-    for _, points in samples:
-        points[HAND_ROW] = scenes.hand[index]
-    return samples
+    return [_sample(scenes, index, rng) for _ in range(count)]
 
 
 def _sample(scenes: Scenes, index: int, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
@@ -190,7 +187,7 @@ def _noun(rng: np.random.Generator) -> str:
 
 
 def point_at(target: NDArray[np.float32], destination: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
-    """(3, 5): rows target, destination and hand, NaN where there is none."""
+    """(3, 5): rows target and destination, NaN where there is none; the hand, which nobody names, is left NaN."""
     points = np.full(POINTS_SHAPE, np.nan, np.float32)
     points[0] = target
     if destination is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.datasets.episode import HAND_ROW
 from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop
 from volar.robots.errors import Unknown, VolarError
 from volar.robots.interface import ActionChunk
@@ -157,10 +158,16 @@ class TaskWorld:
         return action if share == 1.0 else np.concatenate([action[:-1] * share, action[-1:]])
 
     def points(self) -> NDArray[np.float32]:
-        """`Episode.points` now: (3, 5), rows target, destination, hand; columns x y z [m], u v in the front image."""
+        """`Episode.points` now: (3, 5), rows target, destination, hand; columns x y z [m], u v in the front image.
+
+        Without the hand where images come late: they show where it was.
+        """
         state, goal = self.state, self.goal
         places = np.stack([self.task.target(state, goal), self.task.destination(state, goal), state.tcp])
-        return self.view().label(places)
+        labels = self.view().label(places)
+        if isinstance(self.body, DisturbedRobot) and self.body.sees_late:
+            labels[HAND_ROW] = np.nan
+        return labels
 
     def view(self) -> View:
         """How places are labelled now."""

@@ -50,7 +50,7 @@ class VolarConfig:
     proprioception as one projected embedding, or as one token a number. `vision`, `connector`, `language`: what of the
     backbone trains, `lora_rank` being that of its low-rank updates. `expert_width`, `flow_steps`: of decoder `flow`.
     `points`: of decoder `parallel`, whether its head sees pointed positions from the base alone or from the hand, too.
-    `finds_hand`: whether pointing finds the robot's own fingertips in the image, too, to tell how the camera stands.
+    `finds_hand`: whether pointing finds the robot's own hand in the image, too, to tell how the camera stands.
     """
 
     backbone: BackboneConfig | VlmConfig = field(default_factory=BackboneConfig)

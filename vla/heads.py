@@ -4,21 +4,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from volar.datasets.episode import HAND_ROW
 from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.configuration_volar import VolarConfig
 
-POINTS = 2  # that an instruction names: target and destination, the first of `volar.datasets.episode.POINT_NAMES`
-HAND = ("ee_x", "ee_y", "ee_z")  # of the state: the fingertips in the base frame [m]
+POINTS = HAND_ROW  # that an instruction names: target and destination, the rows before the hand's
+HAND = ("ee_x", "ee_y", "ee_z")  # of the state: the end effector in the base frame [m]
 COARSE_M, FINE_M = 0.1, 0.02  # over which distances to a pointed position tell apart far from near, and near from there
 
 
 class Hand(nn.Module):
-    """Where the fingertips are, as the state tells. `wants`: the setting that needs them.
+    """Where the end effector is, as the state tells that the contract's statistics have normalized.
 
-    Raises `VolarError` for a state that does not have them.
+    `wants`: the setting that needs it. Raises `VolarError` for a state that does not have it.
     """
 
     offset: Tensor
@@ -43,8 +44,8 @@ class Hand(nn.Module):
 class PointHead(nn.Module):
     """Where the named objects are: attention over the first camera's tokens, then a regression.
 
-    With `finds_hand` it also finds the robot's own fingertips in the image. The state tells where they are: seen beside
-    what is pointed at, they tell how the camera stands, which nothing else in the picture does.
+    With `finds_hand` it also finds the robot's own hand in the image. The state says where that is: seen beside what is
+    pointed at, it tells how the camera stands, which nothing else in the picture does.
     """
 
     centres: Tensor
@@ -59,8 +60,8 @@ class PointHead(nn.Module):
         self.hand = Hand(contract, "finds_hand=true") if config.finds_hand else None
         if self.hand:
             self.find_hand = nn.Sequential(nn.Linear(2 * width + 5, inner), nn.SiLU(), nn.Linear(inner, 2))
-        told = 5 if self.hand else 0  # the fingertips: where they are seen, and where they are
-        self.regress = nn.Sequential(nn.Linear(2 * width + 2 + told, inner), nn.SiLU(), nn.Linear(inner, 5))
+        of_hand = 5 if self.hand else 0  # numbers: where it is seen, and where it is
+        self.regress = nn.Sequential(nn.Linear(2 * width + 2 + of_hand, inner), nn.SiLU(), nn.Linear(inner, 5))
         cells = (torch.arange(side) + 0.5) / side
         v, u = torch.meshgrid(cells, cells, indexing="ij")
         self.register_buffer("centres", torch.stack([u, v], -1).reshape(-1, 2), persistent=False)  # (P, 2)

@@ -1,8 +1,9 @@
 """Losses of imitation: soft action bins, pointing, and answers in words.
 
-Each is a mean over what there is in a step: chunk steps, points, answers. Where a step's samples come in several
-micro-batches, of several processes, each of them divides by the `Counts` of the whole step, so that their sum is what
-one batch of all samples would give.
+Each is a mean over what there is in a step: chunk steps, points, answers; of pointing, a mean over the points that
+instructions name and one over the hands are added up. Where a step's samples come in several micro-batches, of several
+processes, each of them divides by the `Counts` of the whole step, so that their sum is what one batch of all samples
+would give.
 """
 
 from dataclasses import dataclass, fields
@@ -83,16 +84,18 @@ def point_losses(
     """
     count = outputs.points_uv.shape[1]
     uv, (known, visible) = points[:, :count, 3:], _known(points)
-    counts = counts or Counts.of(known[:, 0], points)
-    means = torch.stack([counts.seen, counts.seen, counts.hands]).clamp(min=1)[:count]  # of each row
+    no_steps = known.new_zeros(len(points), 0)
+    counts = counts or Counts.of(no_steps, points)
+    rows = [counts.seen] * POINTS + [counts.hands]
+    divisors = torch.stack(rows[:count]).clamp(min=1)
     side = int(outputs.patch_logits.shape[-1] ** 0.5)
     cell = (torch.nan_to_num(uv).clamp(0, 0.999) * side).long()
     label = cell[..., 1] * side + cell[..., 0]  # (B, Q), row-major
     log_probability = outputs.patch_logits.log_softmax(-1).gather(-1, label[..., None])[..., 0]
-    patch = -(log_probability * visible[:, :count] / means).sum()
+    patch = -(log_probability * visible[:, :count] / divisors).sum()
     where = (torch.nan_to_num(points[:, :POINTS, :3] - outputs.points).abs() / std).sum(-1) * known[:, :POINTS]
     in_image = torch.nan_to_num(uv - outputs.points_uv).abs().sum(-1) * visible[:, :count]
-    return patch, where.sum() / counts.points.clamp(min=1) + (in_image / means).sum()
+    return patch, where.sum() / counts.points.clamp(min=1) + (in_image / divisors).sum()
 
 
 def _known(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@
 What stands for actions is the decoder's: queries for all steps at once, tokens one after another, or noise that flows
 (`vla/decoders/`). The prefix attends as its language model was pretrained to: in both directions (tiny, PaliGemma) or
 causally; padding is masked. Hidden states of the point queries are matched with the first camera's tokens to say where
-the named objects and the robot's own hand are; those positions, beside proprioception, enter the parallel decoder's
-action head.
+the named objects and the robot's own hand are; the objects' positions, beside proprioception, enter the parallel
+decoder's action head.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Pointing:
     """Where the policy points, of B observations.
 
     `patch_logits` (B, Q, P): which token of the first camera each point lies in. `points_uv` (B, Q, 2): place in that
-    image, fractions. Q: target, destination, and with `finds_hand` the fingertips. `points` (B, 2, 3): position of the
+    image, fractions. Q: target, destination, and with `finds_hand` the hand. `points` (B, 2, 3): position of the
     first two in the base frame [m].
     """
 

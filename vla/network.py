@@ -36,8 +36,13 @@ class Network:
     tokenizer: InstructionTokenizer
 
 
-def make_network(config: "TrainConfig", contract: PolicyContract, sources: list[Source]) -> Network:
-    """The network of a new run's settings. Raises `VolarError` for settings that do not go together."""
+def make_network(
+    config: "TrainConfig", contract: PolicyContract, sources: list[Source], labels_hand: bool = False
+) -> Network:
+    """The network of a new run's settings. `labels_hand`: whether the data say where the robot's hand appears.
+
+    Raises `VolarError` for settings that do not go together.
+    """
     chosen = {name: value for name in CHOSEN if (value := getattr(config, name)) is not None}
     if config.init is not None:
         return _from_policy(config, contract, chosen, sources)
@@ -47,8 +52,9 @@ def make_network(config: "TrainConfig", contract: PolicyContract, sources: list[
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
     chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
-    has_hand = set(HAND) <= set(contract.state_names)
-    chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand} | chosen
+    told = (config.mix.statistics, config.mix.states) == ("joint", "refuse")  # what a number of the state means
+    has_hand = told and set(HAND) <= set(contract.state_names)
+    chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand and labels_hand} | chosen
     if config.backbone in (None, "tiny"):
         model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
         return Network(model, contract, InstructionTokenizer.load())

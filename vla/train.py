@@ -93,7 +93,7 @@ class TrainConfig:
         default=None,
         metadata={
             "help": "pointing finds the robot's own hand, too, which tells how the camera stands; true where "
-            "the state has one, or as in init"
+            "the state has one and data label it, or as in init"
         },
     )
     action_ids: Literal["last", "added"] = field(
@@ -174,6 +174,10 @@ class TrainConfig:
             raise UsageError("expert_width is for decoder=flow")
         if self.points is not None and self.decoder not in (None, "parallel"):
             raise UsageError(f"points={self.points} is for decoder=parallel, not {self.decoder}")
+        if (self.finds_hand or self.points == "hand") and (self.mix.statistics, self.mix.states) != ("joint", "refuse"):
+            name = "finds_hand=true" if self.finds_hand else "points=hand"
+            has = f"mix.statistics={self.mix.statistics} mix.states={self.mix.states}"
+            raise UsageError(f"{name} reads positions from the state, which are one dataset's with {has}")
         if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
             raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
         if self.scenes is not None and self.stage == "grounding":

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.datasets.choose_frames import Form, choose_frames
+from volar.datasets.episode import HAND_ROW
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.held_out import split_episodes
 from volar.datasets.lerobot_format import load_contract
@@ -44,6 +45,11 @@ class Data:
     def beside(self) -> list[Source]:
         """What is mixed in."""
         return [source for source in (self.scenes, self.questions) if source is not None]
+
+    @property
+    def labels_hand(self) -> bool:
+        """Whether any frame says where the robot's hand appears."""
+        return any(np.isfinite(s.frames.points[:, HAND_ROW]).any() for s in [*self.sources, *self.beside])
 
     @property
     def texts(self) -> list[str]:

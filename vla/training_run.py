@@ -70,7 +70,7 @@ class TrainingRun:
         last = config.output / "checkpoints" / "last"
         if config.resume and last.exists():
             return TrainingRun._resumed(config, processes, last, data, contract)
-        network = make_network(config, contract, data.sources)
+        network = make_network(config, contract, data.sources, data.labels_hand)
         tokenizer = network.tokenizer.with_words(data.texts)
         (fast,) = processes.agree(choose_precision(config.precision) == "bf16")
         precision = "bf16" if fast else "no"

@@ -65,9 +65,7 @@ def test_the_report_says_before_and_after(run: Path) -> None:
     assert "success in held-out scenes" in page
 
 
-def test_the_report_of_a_run_that_went_on_is_about_the_new_best(
-    run: Path, policy_folder: Path, tmp_path: Path
-) -> None:
+def test_the_report_of_a_run_that_went_on_is_about_the_new_best(run: Path, policy_folder: Path, tmp_path: Path) -> None:
     output = shutil.copytree(run, tmp_path / "longer")
     shutil.rmtree(output / "best")
     shutil.copytree(output / "checkpoints" / "last" / "pretrained_model", output / "best")

@@ -1,6 +1,8 @@
 """Scenes are determined by their seed alone; making them can be cut and continued, and takes no one else's folder."""
 
+import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +39,7 @@ def test_they_are_a_frame_cache_with_a_contract(scenes: Path) -> None:
     assert list(cache.images) == [camera.name for camera in contract.cameras] == ["front", "wrist"]
     assert all(images.std(axis=(1, 2, 3)).min() > 0 for images in cache.images.values())
     assert np.isfinite(cache.points[:, 0]).all()
+    np.testing.assert_allclose(cache.points[:, 2, :3], cache.state[:, :3], atol=1e-5)  # the hand
     assert set(contract.statistics) == {"observation.state"}
     assert not (scenes / "shards").exists()
 
@@ -103,6 +106,11 @@ def test_complete_scenes_are_accepted_refused_or_replaced(scenes: Path, tmp_path
     with pytest.raises(VolarError, match="seed: 0, now 1"):
         collect(CollectConfig(scenes, workers=1, seed=1, resume=True, **SETTINGS))
     assert _bytes(scenes) == before
+    old = shutil.copytree(scenes, tmp_path / "old")
+    settings = json.loads((old / "scenes.json").read_text())
+    (old / "scenes.json").write_text(json.dumps({key: v for key, v in settings.items() if key != "points"}))
+    with pytest.raises(VolarError, match="points: None, now "):
+        collect(CollectConfig(old, workers=1, resume=True, **SETTINGS))
     small = SETTINGS | {"scenes": 2}
     collect(CollectConfig(tmp_path / "small", workers=1, seed=1, **small))
     (tmp_path / "small" / "notes.txt").write_text("mine")

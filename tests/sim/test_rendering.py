@@ -11,7 +11,7 @@ from volar.robots.errors import Unknown
 from volar.sim.colors import COLORS
 from volar.sim.rendering import CameraRenderer, backend
 from volar.sim.scene import compiled
-from volar.sim.world import TaskWorld
+from volar.sim.world import StepDriver, TaskWorld
 
 # Which channels a colour has much of.
 CHANNELS = {"red": (0,), "green": (1,), "blue": (2,), "yellow": (0, 1)}
@@ -39,6 +39,17 @@ def test_front_image_shows_every_block_where_points_say(world: TaskWorld) -> Non
         assert is_color(around, world.goal.color).sum() > 15
         for color in COLORS:
             assert is_color(front, color).sum() > 30
+
+
+def test_the_hand_is_labelled_where_the_state_has_it(world: TaskWorld) -> None:
+    driver = StepDriver(world)
+    driver.reset(0)
+    for _ in range(5):
+        driver.step(np.array([0.03, -0.02, -0.02, 0, 0, 0, 1], np.float32))
+        hand = world.points()[2]
+        np.testing.assert_allclose(hand[:3], driver.proprio()[:3], atol=2e-3)  # of one time step ago
+        np.testing.assert_allclose(hand[3:], world.view().camera.project(hand[:3].astype(float)), atol=1e-5)
+    assert ((hand[3:] > 0) & (hand[3:] < 1)).all()
 
 
 def test_wrist_image_is_not_blank_and_moves_with_the_hand(world: TaskWorld) -> None:

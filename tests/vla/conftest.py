@@ -31,6 +31,8 @@ def frames(count: int, labelled: bool = True) -> tuple[FrameCache, PolicyContrac
     points = np.full((count, 3, 5), np.nan, np.float32)
     if labelled:
         points[:, 0] = rng.uniform(0, 1, (count, 5))
+        points[::3, 1] = rng.uniform(0, 1, (len(points[::3]), 5))
+        points[1::2, 2] = rng.uniform(0, 1, (len(points[1::2]), 5))
     cache = FrameCache.from_arrays(
         images={name: rng.integers(0, 255, (count, IMAGE, IMAGE, 3), np.uint8) for name in FR3.cameras},
         state=state,

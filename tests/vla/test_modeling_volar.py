@@ -123,25 +123,35 @@ def test_pointing_with_the_hand(model: VolarModel, contract: PolicyContract) -> 
     there[0, :3] = 0.5
     a, b = (model.point_head(queries, tokens, state) for state in (here, there))
     assert (a[0].shape, a[1].shape, a[2].shape) == ((1, 3, 64), (1, 3, 2), (1, 2, 3))
-    assert torch.equal(a[0], b[0])  # the same picture
     assert (a[2] - b[2]).abs().min() > 1e-4
-    labels = torch.full((1, 3, 5), torch.nan)
+    elsewhere = queries.clone()
+    elsewhere[:, 2] *= -1  # attends to other places
+    c = model.point_head(elsewhere, tokens, here)
+    assert (a[1][:, 2] - c[1][:, 2]).abs().max() > 1e-3
+    assert (a[2] - c[2]).abs().min() > 1e-4
     out = outputs(model, 20, batch=1)
+    labels = torch.full((1, 3, 5), torch.nan)
     assert sum(point_losses(out, labels, torch.ones(3))) == 0.0
-    labels[0, 2] = torch.tensor([0.4, 0.0, 0.2, *out.points_uv[0, 2].tolist()])
+    u, v = out.points_uv[0, 2].tolist()
+    labels[0, 2] = torch.tensor([0.4, 0.0, 0.2, u, v - 0.02])
     patch, place = point_losses(out, labels, torch.ones(3))
-    assert place == 0.0
-    cell = int(out.points_uv[0, 2, 1] * 8) * 8 + int(out.points_uv[0, 2, 0] * 8)
+    assert place == pytest.approx(0.02, abs=1e-6)
+    cell = int((v - 0.02) * 8) * 8 + int(u * 8)
     assert patch == pytest.approx(-float(out.patch_logits[0, 2].log_softmax(-1)[cell]), rel=1e-5)
 
 
-def test_a_hand_that_is_looked_for_leaves_the_weight_of_the_points(model: VolarModel) -> None:
-    """Labels of the hand change nothing for a network that does not look for it."""
-    out = outputs(model, 20)
+@pytest.mark.parametrize("finds_hand", [False, True])
+def test_what_instructions_name_weighs_the_same_with_the_hand(
+    model: VolarModel, contract: PolicyContract, finds_hand: bool
+) -> None:
+    """Labels of the hand add their own loss, and nothing for a network that does not look for it."""
+    out = outputs(VolarModel(replace(model.config, finds_hand=finds_hand), contract), 20)
     labels = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0))
-    without = labels.clone()
-    without[:, 2] = torch.nan
-    assert point_losses(out, labels, torch.ones(3)) == point_losses(out, without, torch.ones(3))
+    named, hands = labels.clone(), labels.clone()
+    named[:, 2] = hands[:, :2] = torch.nan
+    whole, apart, hand = (torch.stack(point_losses(out, x, torch.ones(3))) for x in (labels, named, hands))
+    assert torch.allclose(whole, apart + hand)
+    assert (hand > 0).tolist() == [finds_hand] * 2
 
 
 def test_saved_and_loaded_is_the_same_policy(

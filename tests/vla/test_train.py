@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_format import load_contract
+from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.errors import UsageError, VolarError
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.instruction_tokenizer import WORDS
@@ -164,6 +165,25 @@ def test_new_networks_see_points_from_the_hand(settings: Settings, dataset: Path
     assert points(dataset=tmp_path / "joints") == "base"
     with pytest.raises(VolarError, match="points=hand needs ee_x, ee_y, ee_z"):
         points(dataset=tmp_path / "joints", points="hand")
+
+
+def test_the_hand_is_looked_for_where_data_say_where_it_is(settings: Settings, dataset: Path, tmp_path: Path) -> None:
+    def finds_hand(**changes: object) -> bool:
+        train(settings(steps=1, output=tmp_path / "out", overwrite=True, **changes))
+        return load_parts(tmp_path / "out/checkpoints/last/pretrained_model")[0].config.finds_hand
+
+    cache, contract = FrameCache.open(dataset), load_contract(dataset)
+    named = cache.points.copy()
+    named[:, 2] = np.nan
+    replace(cache, points=named).save(tmp_path / "named", contract)
+    assert finds_hand()
+    assert not finds_hand(dataset=tmp_path / "named")
+    assert finds_hand(dataset=tmp_path / "named", scenes=dataset)
+    assert finds_hand(dataset=tmp_path / "named", finds_hand=True)
+    own = {"dataset": tmp_path, "mixture": "named:1.0", "mix": MixtureRules(statistics="own")}
+    assert not finds_hand(**own)
+    with pytest.raises(UsageError, match=r"finds_hand=true reads positions .* mix\.statistics=own"):
+        finds_hand(**own, finds_hand=True)
 
 
 def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_two_processes_train_as_one(
     for part in ("exp_avg.", "exp_avg_sq."):
         assert_close(*({name: v for name, v in state.items() if name.startswith(part)} for state in states))
     rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "run")]
-    for name in ("total", "action", "answer", "place"):
+    for name in ("total", "action", "answer", "patch", "place"):
         assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-3), name
     assert {name for name in rows[0] if "/" in name} == {name for name in rows[1] if "/" in name}
     load_parts(two / "pretrained_model")
