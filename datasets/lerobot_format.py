@@ -260,13 +260,13 @@ def episode_of(
 def points_of(table: pa.Table) -> NDArray[np.float32]:
     """`Episode.points` (N, 3, 5) of data rows; NaN where they have no such labels, or not of every point."""
     known, fields = POINTS_SHAPE
-    if not {POINTS, POINTS_VALID} <= set(table.column_names):
-        return np.full((len(table), known, fields), np.nan, np.float32)
-    points, valid = vectors(table, POINTS), vectors(table, POINTS_VALID).astype(bool)
-    if points.shape[1] % fields or points.shape[1] > known * fields:
-        return np.full((len(table), known, fields), np.nan, np.float32)
-    found = np.where(valid, points, np.nan).astype(np.float32)
-    return with_every_point(found.reshape(len(table), points.shape[1] // fields, fields))
+    found: NDArray[np.float32] = np.zeros((len(table), 0), np.float32)
+    if {POINTS, POINTS_VALID} <= set(table.column_names):
+        valid = vectors(table, POINTS_VALID).astype(bool)
+        found = np.where(valid, vectors(table, POINTS), np.nan).astype(np.float32)
+    if found.shape[1] % fields or found.shape[1] > known * fields:
+        found = found[:, :0]  # somebody else's columns of that name
+    return with_every_point(found.reshape(len(table), found.shape[1] // fields, fields))
 
 
 def vectors(table: pa.Table, key: str) -> NDArray[Any]:

@@ -45,6 +45,11 @@ class MixtureRules:
     states: States = field(default="refuse", metadata={"help": "that differ; pad: join by name, drop: use none"})
     allow: tuple[str, ...] = field(default=(), metadata={"help": "contract fields that may differ (robot,cameras,...)"})
 
+    @property
+    def one_state(self) -> bool:
+        """Whether a normalized number of the state means the same in every dataset."""
+        return self.statistics == "joint" and self.states == "refuse"
+
     def __post_init__(self) -> None:
         for name in self.allow:
             if name not in ALLOWED:

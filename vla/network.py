@@ -52,8 +52,7 @@ def make_network(
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
     chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
-    told = (config.mix.statistics, config.mix.states) == ("joint", "refuse")  # what a number of the state means
-    has_hand = told and set(HAND) <= set(contract.state_names)
+    has_hand = config.mix.one_state and set(HAND) <= set(contract.state_names)
     chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand and labels_hand} | chosen
     if config.backbone in (None, "tiny"):
         model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
@@ -130,8 +129,11 @@ def _from_policy(
     before, theirs, words = load_parts(find_policy(config.init))
     require_same_inputs(theirs, contract, config.init)
     backbone = before.config.backbone
-    has: dict[str, str | int] = {"backbone": backbone.name, "image_size": backbone.image_size}
-    has["finds_hand"] = before.config.finds_hand
+    has: dict[str, str | int] = {
+        "backbone": backbone.name,
+        "image_size": backbone.image_size,
+        "finds_hand": before.config.finds_hand,
+    }
     if isinstance(backbone, BackboneConfig):
         has |= {"width": backbone.width, "layers": backbone.layers}
     else:

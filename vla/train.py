@@ -174,7 +174,7 @@ class TrainConfig:
             raise UsageError("expert_width is for decoder=flow")
         if self.points is not None and self.decoder not in (None, "parallel"):
             raise UsageError(f"points={self.points} is for decoder=parallel, not {self.decoder}")
-        if (self.finds_hand or self.points == "hand") and (self.mix.statistics, self.mix.states) != ("joint", "refuse"):
+        if (self.finds_hand or self.points == "hand") and not self.mix.one_state:
             name = "finds_hand=true" if self.finds_hand else "points=hand"
             has = f"mix.statistics={self.mix.statistics} mix.states={self.mix.states}"
             raise UsageError(f"{name} reads positions from the state, which are one dataset's with {has}")
