@@ -11,7 +11,7 @@ from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.mixture_states import STATE, StateLayout, States
 from volar.datasets.statistics import action_mask, field_statistics
 from volar.robots.contract import ContractError, FieldStatistics, Mismatch, PolicyContract, differences
-from volar.robots.errors import Unknown
+from volar.robots.errors import Unknown, UsageError
 
 OWN = ("statistics", "chunk_length", "execute_steps", "format_version")  # not the data's
 ALLOWED = (
@@ -49,6 +49,13 @@ class MixtureRules:
     def one_state(self) -> bool:
         """Whether a normalized number of the state means the same in every dataset."""
         return self.statistics == "joint" and self.states == "refuse"
+
+    def require_one_state(self, reader: str) -> None:
+        """Raises `UsageError` unless `one_state`; `reader` is what reads positions from the state."""
+        if not self.one_state:
+            has = f"mix.statistics={self.statistics} mix.states={self.states}"
+            fix = "use mix.statistics=joint mix.states=refuse"
+            raise UsageError(f"{reader} reads positions from the state, which are one dataset's with {has}; {fix}")
 
     def __post_init__(self) -> None:
         for name in self.allow:

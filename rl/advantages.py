@@ -55,9 +55,10 @@ def group_advantages(outcomes: Sequence[float], groups: Sequence[int]) -> tuple[
 
 
 def normalized(advantages: Array, tasks: Sequence[str]) -> Array:
-    """Divided by each task's own spread, so that a task of larger rewards or rarer successes weighs no more."""
+    """Less each task's own mean, and divided by its own spread: a task of larger rewards or rarer successes weighs no
+    more, and one that goes better than expected does not make all of another's decisions look bad."""
     found, names = advantages.copy(), np.asarray(tasks)
     for task in np.unique(names):
         own = names == task
-        found[own] /= advantages[own].std() + 1e-6
+        found[own] = (advantages[own] - advantages[own].mean()) / (advantages[own].std() + 1e-6)
     return found

@@ -16,11 +16,12 @@ from volar.datasets.episode import POINTS_SHAPE
 from volar.rl.exploration import Noise, tokens_at
 from volar.rl.rewards import Told, make_reward, privileged_state, told_goal
 from volar.rl.token_policy import TokenPolicy
-from volar.robots.contract import PolicyContract
+from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm
-from volar.sim.closed_loop import world_for
+from volar.sim.closed_loop import policy_steps, world_for
+from volar.sim.rendering import RenderingUnavailable
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks.layout import NoLayout
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
@@ -50,7 +51,7 @@ class Trajectory:
     (N, E, A); `rewards` (N,) of the steps that each decision lasted, discounted to its beginning; `steps` (N,) their
     number; `last` (P,): what the critic sees at the end. `terminated`: it ended by itself, and not by the clock: with
     success, or what a `Judge` took for it. `success`: what was asked for was true after some step. `points` (N, 3, 5):
-    labels of pointing. `valid`: False for a scene that could not be run, without decisions."""
+    labels of pointing. `valid`: False for an episode that could not be run, without decisions, and `error` says why."""
 
     job: Job
     inputs: Mapping[str, Array]
@@ -62,6 +63,7 @@ class Trajectory:
     success: bool
     terminated: bool
     valid: bool = True
+    error: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -158,12 +160,18 @@ class EpisodeRunner:
         self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))
 
     def run(self, job: Job) -> Trajectory:
-        """One episode. A scene without a layout, or whose physics diverges, comes back as not valid."""
+        """One episode; one that fails (no layout, diverged physics, no way for the arm) comes back as not valid."""
         try:
             return self._run(job)
-        except (NoLayout, SimulationDiverged):
-            empty = np.zeros(0, np.float32)
-            return Trajectory(job, {}, empty, empty, empty, empty, empty, False, True, valid=False)
+        except (ContractError, RenderingUnavailable):  # no episode could be run
+            raise
+        except (NoLayout, SimulationDiverged) as error:
+            return failed(job, str(error))
+        except Exception as error:
+            world, _ = self._worlds.pop(job.task, (None, None))  # in whatever state that left it
+            if world is not None:
+                world.close()
+            return failed(job, f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Frees the renderers."""
@@ -184,7 +192,7 @@ class EpisodeRunner:
         judge = None if job.held_out else self._judge
         if judge is not None:
             judge.begin(world, world.instruction)
-        steps, limit, success, ended = 0, world.task.max_steps, False, False
+        steps, limit, success, ended = 0, policy_steps(world, self.policy.contract), False, False
         seen: list[Array] = []
         points: list[Array] = []
         decided_at: list[int] = []
@@ -228,6 +236,12 @@ class EpisodeRunner:
             )
             self._worlds[task] = world, loop
         return self._worlds[task]
+
+
+def failed(job: Job, error: str) -> Trajectory:
+    """An episode that could not be run."""
+    empty = np.zeros(0, np.float32)
+    return Trajectory(job, {}, empty, empty, empty, empty, empty, False, True, valid=False, error=error)
 
 
 def per_decision(earned: Sequence[float], decided_at: Sequence[int], gamma: float) -> tuple[Array, Array]:

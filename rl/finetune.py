@@ -5,6 +5,7 @@ in what the instruction asks for. Leaves checkpoints as volar-train does, the be
 metrics.jsonl, tensorboard/, and report.html with the success before and after, on the same episodes.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from volar.robots.command_line import run
 from volar.robots.errors import Unknown, UsageError
 
 Training = Literal["frozen", "lora", "full"]
+_LORA_RANK = 16
 EXAMPLES = (
     "volar-finetune policy=runs/policy tasks=reach,lift minutes=30 output=runs/finetuned",
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust",
@@ -35,7 +37,7 @@ class FinetuneConfig:
     robot: str = field(default="fr3", metadata={"help": "robot in the scene: fr3, ur5e, so101"})
     randomization: str = field(default="none", metadata={"help": "what varies: a preset or a .yaml"})
     seed: int = field(default=0, metadata={"help": "decides scenes and what is tried out"})
-    minutes: float | None = field(default=None, metadata={"help": "time for rollouts and updates; this or updates"})
+    minutes: float | None = field(default=None, metadata={"help": "time for all but the report; this or updates"})
     updates: int | None = field(default=None, metadata={"help": "updates of the policy"})
     algorithm: Literal["ppo", "grpo"] = field(
         default="ppo", metadata={"help": "with a critic, or relative to episodes from the same start"}
@@ -58,7 +60,7 @@ class FinetuneConfig:
     vision: Training = field(default="full", metadata={"help": "how the vision tower learns, with trains=all"})
     connector: Training = field(default="full", metadata={"help": "between vision tower and language model"})
     language: Training = field(default="full", metadata={"help": "the language model, its embeddings and head"})
-    lora_rank: int = field(default=16, metadata={"help": "of low-rank updates, for parts that are lora"})
+    lora_rank: int = field(default=_LORA_RANK, metadata={"help": "of low-rank updates, for parts that are lora"})
     execute_steps: int | None = field(
         default=None, metadata={"help": "of a chunk, executed before looking again; the policy's own by default"}
     )
@@ -112,7 +114,7 @@ class FinetuneConfig:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, is {getattr(self, name)}")
         counts = ("seed", "workers", "critic_updates", "fade_updates", "report_episodes")
-        for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight"):
+        for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight", "reference_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, is {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
@@ -120,11 +122,17 @@ class FinetuneConfig:
                 raise UsageError(f"{name} must be in (0, 1], is {getattr(self, name)}")
         if self.algorithm == "grpo" and not 2 <= self.group <= self.episodes:
             raise UsageError(f"group={self.group} must be from 2 to episodes={self.episodes}")
+        if self.algorithm == "grpo" and self.episodes % self.group:
+            raise UsageError(f"episodes={self.episodes} do not divide into groups of group={self.group}")
         if self.pointing_weight and self.trains != "all":
             raise UsageError(f"pointing_weight={self.pointing_weight} needs trains=all: pointing is the trunk's")
         for name in ("vision", "connector", "language"):
             if getattr(self, name) != "full" and self.trains != "all":
                 raise UsageError(f"{name}={getattr(self, name)} needs trains=all: trains=head freezes every part")
+        if self.lora_rank != _LORA_RANK and "lora" not in (self.vision, self.connector, self.language):
+            raise UsageError(f"lora_rank={self.lora_rank} is for vision=lora, connector=lora or language=lora")
+        if self.demonstrations is not None and not self.imitation_weight:
+            raise UsageError(f"imitation_weight=0 leaves demonstrations={self.demonstrations} out; leave them away")
         if not self.reward_weight and not self.pointing_weight and self.demonstrations is None:
             raise UsageError("reward_weight=0 leaves nothing to learn from: give demonstrations= or pointing_weight=")
         if self.ray_address and self.rollouts != "ray":
@@ -135,11 +143,20 @@ class FinetuneConfig:
             raise Unknown("reward", self.reward, (*REWARDS, CLASSIFIER))
         if (self.reward == CLASSIFIER) != (self.classifier is not None):
             raise UsageError(f"reward={self.reward}, classifier={self.classifier}: reward=classifier needs its folder")
-        Randomization.of(self.randomization)
+        for name in (self.randomization, *self.report_presets):
+            Randomization.of(name)
         try:
             Exploration(self.temperature, self.kernel_bins, self.correlation)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    @property
+    def report_presets(self) -> tuple[str, ...]:
+        """What is reported: the wanted ones, and the one that was practised; nothing without a report."""
+        if not self.report_episodes:
+            return ()
+        wanted = [name.strip() for name in self.report_randomizations.split(",") if name.strip()]
+        return tuple(dict.fromkeys([*wanted, self.randomization]))
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -156,6 +173,7 @@ def finetune(config: FinetuneConfig) -> None:
     Raises `ContractError` listing every field in which the policy does not fit the robot, `VolarError` when output
     holds something else.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: workers need the cores
     from volar.rl.finetuning import finetune as run_all
 
     run_all(config)

@@ -4,20 +4,21 @@ import json
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from volar.rl.finetune import FinetuneConfig
 from volar.rl.finetuning_run import BEST, FinetuningRun, save_cloned
 from volar.rl.rollouts import Rollouts
 from volar.robots.errors import VolarError
+from volar.vla.metrics_log import MetricsLog
 from volar.vla.run_folder import check_output
+from volar.vla.training_loop import stop_requests
 
 RECORD = "finetune.json"  # the settings of the run in a folder
-COLLAPSE = 0.25  # of held-out success below the best, twice in a row
 # How long a run is and how it is watched may change when it resumes; everything else makes another run.
 _FREE = {"minutes", "updates", "keep", "save_every", "workers", "rollouts", "ray_address", "output", "resume"}
 _FREE |= {"overwrite", "report_episodes", "report_randomizations", "max_kl"}
@@ -25,10 +26,9 @@ _FREE |= {"overwrite", "report_episodes", "report_randomizations", "max_kl"}
 
 def finetune(config: FinetuneConfig) -> None:
     """See `volar.rl.finetune.finetune`."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: workers need the cores
     from volar.sim.randomizer import require_possible
 
-    require_possible((config.randomization,), config.task_names, config.robot)
+    require_possible((config.randomization, *config.report_presets), config.task_names, config.robot)
     check_output(
         config.output, RECORD, "fine-tuning run", settings(config), resume=config.resume, overwrite=config.overwrite
     )
@@ -39,8 +39,8 @@ def finetune(config: FinetuneConfig) -> None:
     workers = config.workers or len(os.sched_getaffinity(0))
     print(summary(training, workers), flush=True)
     with training.rollouts(workers) as rollouts:
-        reason = _loop(config, training, rollouts)
-    training.save()
+        _loop(config, training, rollouts)
+    reason = training.stopped or "done"
     print(f"{reason}; best policy: {config.output / BEST} (held-out success {training.best_success:.1%})")
     if config.report_episodes:
         from volar.rl.report import write_finetuning_report
@@ -57,84 +57,81 @@ def summary(training: FinetuningRun, workers: int) -> str:
     )
 
 
-def _loop(config: FinetuneConfig, training: FinetuningRun, rollouts: Rollouts) -> str:
-    """Updates until the end; returns why it ended. An interrupt saves first."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    board = SummaryWriter(str(config.output / "tensorboard"), purge_step=training.updates)
-    with (config.output / "metrics.jsonl").open("a") as log:
-        try:
-            for metrics in updates(config, training, rollouts):
-                log.write(json.dumps(metrics) + "\n")
-                log.flush()
-                for key, value in metrics.items():
-                    board.add_scalar(key, value, training.updates)
-                if reason := why_stop(config, training, metrics):
-                    return reason
-        except KeyboardInterrupt:
+def _loop(config: FinetuneConfig, training: FinetuningRun, rollouts: Rollouts) -> None:
+    """Updates until the end. SIGINT and SIGTERM end it after an update, saved; then `KeyboardInterrupt`."""
+    log = MetricsLog(config.output, training.updates, counter="update")
+    try:
+        with stop_requests() as stopping:
+            for metrics in updates(config, training, rollouts, stopping):
+                log.write(metrics)
             training.save()
-            raise
-        finally:
-            board.close()
-    return "done"
+        if stopping.is_set():
+            raise KeyboardInterrupt
+    finally:
+        log.close()
 
 
-def updates(config: FinetuneConfig, training: FinetuningRun, rollouts: Rollouts) -> Iterator[dict[str, float]]:
+def updates(
+    config: FinetuneConfig, training: FinetuningRun, rollouts: Rollouts, stopping: threading.Event
+) -> Iterator[dict[str, float]]:
     """Metrics of each update; held-out evaluations and checkpoints in between."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     started, base_s = time.monotonic(), training.elapsed_s
+    told: set[str] = set()
     with Progress(*columns) as bar:
-        shown = bar.add_task("fine-tuning", total=1.0, note="held-out evaluation")
-        bar.update(shown, completed=training.done)
-        if training.best_success < 0:
-            yield _rounded({"update": 0, "elapsed_s": 0.0} | training.evaluate(rollouts))
-        while training.done < 1.0:
-            metrics = training.update(rollouts)
-            training.elapsed_s = base_s + time.monotonic() - started
-            if not math.isfinite(metrics.get("kl_step", 0.0)):
-                raise VolarError(
-                    f"update {training.updates} diverged; continue from the last checkpoint as a new run with "
-                    f"a learning_rate below {config.learning_rate}"
-                )
-            if training.updates % config.evaluate_every == 0 or training.done >= 1.0:
-                metrics |= training.evaluate(rollouts)
-            where = {"update": training.updates, "elapsed_s": training.elapsed_s, "env_steps": training.env_steps}
+        shown = bar.add_task("fine-tuning", total=1.0, note="")
+        episodes = bar.add_task("", note="")
+
+        def after_episode() -> None:
+            bar.advance(episodes)
+
+        while not stopping.is_set() and not training.stopped:
+            metrics: dict[str, float] = {}
+            bar.update(shown, completed=training.done)
+            if not training.evaluation_due:  # else one that an interruption left, or the first
+                if training.done >= 1.0:
+                    return
+                bar.reset(episodes, total=len(training.jobs()), description="trying out")
+                metrics = training.update(rollouts, after_episode)
+                if not math.isfinite(metrics.get("kl_step", 0.0)):
+                    raise VolarError(
+                        f"update {training.updates} diverged; continue from the last checkpoint as a new run with "
+                        f"a learning_rate below {config.learning_rate}"
+                    )
+                training.elapsed_s = base_s + time.monotonic() - started
+            if training.evaluation_due and not stopping.is_set():
+                bar.reset(episodes, total=len(training.held_out()), description="held out")
+                metrics |= training.evaluate(rollouts, after_episode)
+                training.elapsed_s = base_s + time.monotonic() - started
             if training.updates % config.save_every == 0:
                 training.save()
+            if training.trouble and training.trouble not in told:
+                told.add(training.trouble)
+                bar.console.print(training.trouble, markup=False)
             bar.update(shown, completed=training.done, note=_note(training, metrics))
-            yield _rounded(where | metrics)
+            counts = {"update": training.updates, "env_steps": training.env_steps, "worker_deaths": rollouts.deaths}
+            yield counts | {"elapsed_s": round(training.elapsed_s, 2)} | _rounded(metrics)
 
 
 def _note(training: FinetuningRun, metrics: dict[str, float]) -> str:
-    words = [
-        f"update {training.updates}",
-        f"trying out {metrics['success']:.0%}",
-        f"held out {training.last_success:.0%}",
-    ]
-    if math.isfinite(metrics.get("reward_precision", math.nan)):
+    words = [f"update {training.updates}", f"held out {training.last_success:.0%}"]
+    if "success" in metrics:
+        words.insert(1, f"trying out {metrics['success']:.0%}")
+    if "reward_precision" in metrics and math.isfinite(metrics["reward_precision"]):
         words.append(f"classifier right {metrics['reward_precision']:.0%}")
     if "kl_reference" in metrics:
         words.append(f"KL {metrics['kl_reference']:.3f}  clipped {metrics['clip_fraction']:.0%}")
     if "explained_variance" in metrics:
         words.append(f"critic {metrics['explained_variance']:.2f}")
-    return "  ".join([*words, f"{metrics['env_steps_per_s']:.0f} steps/s"])
+    if "env_steps_per_s" in metrics:
+        words.append(f"{metrics['env_steps_per_s']:.0f} steps/s")
+    return "  ".join(words)
 
 
-def _rounded(metrics: dict[str, Any]) -> dict[str, float]:
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
     return {key: round(float(value), 5) for key, value in metrics.items() if math.isfinite(value)}
-
-
-def why_stop(config: FinetuneConfig, training: FinetuningRun, metrics: dict[str, float]) -> str:
-    """Why the run must end before its time, or an empty string."""
-    if metrics.get("kl_reference", 0.0) > config.max_kl:
-        return f"stopped: {metrics['kl_reference']:.2f} nats a token from the cloned policy, max_kl={config.max_kl}"
-    if "held_out" in metrics:
-        training.collapsed = training.collapsed + 1 if training.last_success < training.best_success - COLLAPSE else 0
-        if training.collapsed >= 2:
-            return f"stopped: held-out success fell from {training.best_success:.0%} to {training.last_success:.0%}"
-    return ""
 
 
 def _require_apart(config: FinetuneConfig) -> None:

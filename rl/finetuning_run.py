@@ -38,13 +38,17 @@ CLONED, BEST = "cloned", "best"  # folders in the output: where it began, and th
 # Above the seeds of evaluations (32 bits) and of demonstrations (a few times 2^32): no scene is met twice.
 _PRACTICE_SEED, _HELD_OUT_SEED = 2**48, 2**47
 _SEEDS_A_RUN = 2**30
+_COLLAPSE = 0.25  # of held-out success below the best, twice in a row
+# What a checkpoint keeps beside weights and moments.
+_KEPT = ("updates", "evaluated", "env_steps", "elapsed_s", "best_success", "last_success", "collapsed", "divergence")
 _NARROWEST = 0.25  # of what is tried out, relative to the first update: less would teach nothing any more
 
 
 class FinetuningRun:
     """Everything that changes; `updates` and `elapsed_s` say how far it is, `precision` (`no` or `bf16`) how the trunk
     learns. The policy it began with, which is also the
-    reference, lies in `output/cloned`. `best_success`: of the held-out evaluations so far."""
+    reference, lies in `output/cloned`. `best_success`: of the held-out evaluations so far, of which the last was after
+    update `evaluated`. `trouble`: what the newest episodes that could not be run say, or an empty string."""
 
     def __init__(self, config: "FinetuneConfig", precision: str) -> None:
         torch.manual_seed(config.seed)  # the critic's initial weights
@@ -81,9 +85,11 @@ class FinetuningRun:
             classifier=str(config.classifier or ""),
         )
         self.setup = WorkerSetup(folder, self.contract.execute_steps, exploration, config.trains, self.setting)
-        self.updates, self.elapsed_s, self.env_steps = 0, 0.0, 0
+        self.updates, self.evaluated, self.elapsed_s, self.env_steps = 0, -1, 0.0, 0
         self.best_success = self.last_success = -1.0
         self.collapsed = 0  # held-out evaluations far below the best, in a row
+        self.divergence = 0.0  # of a token from the cloned policy, in the newest update [nats]
+        self.trouble = ""
 
     @staticmethod
     def start(config: "FinetuneConfig") -> "FinetuningRun":
@@ -95,8 +101,8 @@ class FinetuningRun:
             progress = load_progress(last)
             training = FinetuningRun(config, str(progress["precision"]))
             load_training_state(last, training.policy, training.learner.optimizer)
-            training.updates, training.env_steps = int(progress["updates"]), int(progress["env_steps"])
-            training.elapsed_s, training.best_success = float(progress["elapsed_s"]), float(progress["best_success"])
+            for key in _KEPT:
+                setattr(training, key, progress.get(key, getattr(training, key)))
         return training
 
     @property
@@ -105,6 +111,21 @@ class FinetuningRun:
         if self.config.updates is not None:
             return min(1.0, self.updates / self.config.updates)
         return min(1.0, self.elapsed_s / (60 * float(self.config.minutes or 1)))
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether held-out scenes come before the next update: at the beginning, now and then, and at the end."""
+        now = self.updates % self.config.evaluate_every == 0 or self.done >= 1.0
+        return now and self.evaluated != self.updates
+
+    @property
+    def stopped(self) -> str:
+        """Why the run must end before its time, or an empty string."""
+        if self.divergence > self.config.max_kl:
+            return f"stopped: {self.divergence:.2f} nats a token from the cloned policy, max_kl={self.config.max_kl}"
+        if self.collapsed >= 2:
+            return f"stopped: held-out success fell from {self.best_success:.0%} to {self.last_success:.0%}"
+        return ""
 
     @property
     def width(self) -> float:
@@ -145,12 +166,10 @@ class FinetuningRun:
         import time
 
         started = time.monotonic()
-        rollouts.broadcast(encode_weights(self.policy.vla, trained_names(self.policy.vla)))
-        trajectories = [t for t in rollouts.run(self.jobs(), progress) if t.valid]
-        if not trajectories:
-            raise VolarError(f"no episode of update {self.updates} could be run; try another randomization")
+        trajectories, invalid = self._run(rollouts, self.jobs(), progress)
         collected_s = time.monotonic() - started
         notes = self._learn(trajectories)
+        self.divergence = notes.get("kl_reference", self.divergence)
         if self.config.reward == CLASSIFIER:
             notes |= reward_agreement(trajectories)
         steps = int(sum(t.steps.sum() for t in trajectories))
@@ -158,7 +177,8 @@ class FinetuningRun:
         self.env_steps += steps
         return {
             "success": float(np.mean([t.success for t in trajectories])),
-            "episodes": float(len(trajectories)),
+            "episodes": len(trajectories),
+            "invalid": invalid,
             "env_steps_per_s": steps / collected_s,
             "rollout_s": collected_s,
             "update_s": time.monotonic() - started - collected_s,
@@ -178,19 +198,30 @@ class FinetuningRun:
 
     def evaluate(self, rollouts: Rollouts, progress: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Held-out success of each task and `held_out` of all; keeps the policy when it is the best so far."""
-        rollouts.broadcast(encode_weights(self.policy.vla, trained_names(self.policy.vla)))
-        found = [t for t in rollouts.run(self.held_out(), progress) if t.valid]
+        found, _ = self._run(rollouts, self.held_out(), progress)
         by_task = {task: [t.success for t in found if t.job.task == task] for task in self.setting.tasks}
         rates = {f"held_out/{task}": float(np.mean(own)) for task, own in by_task.items() if own}
-        self.last_success = float(np.mean([t.success for t in found])) if found else 0.0
+        self.last_success = float(np.mean([t.success for t in found]))
         if self.last_success > self.best_success:
-            self.best_success = self.last_success
             temporary = self.config.output / f".{BEST}"
             shutil.rmtree(temporary, ignore_errors=True)
             save_policy(temporary, self.policy.vla, self.contract, self.tokenizer)
             shutil.rmtree(self.config.output / BEST, ignore_errors=True)
             temporary.rename(self.config.output / BEST)
+            self.best_success = self.last_success
+        self.collapsed = self.collapsed + 1 if self.last_success < self.best_success - _COLLAPSE else 0
+        self.evaluated = self.updates
         return {"held_out": self.last_success, **rates}
+
+    def _run(self, rollouts: Rollouts, jobs: list[Job], progress: Callable[[], None]) -> tuple[list[Trajectory], int]:
+        """The episodes that could be run, and how many could not. Raises `VolarError` when none could."""
+        rollouts.broadcast(encode_weights(self.policy.vla, trained_names(self.policy.vla)))
+        trajectories = rollouts.run(jobs, progress)
+        found, errors = [t for t in trajectories if t.valid], [t.error for t in trajectories if not t.valid]
+        self.trouble = f"{len(errors)} of {len(jobs)} episodes could not be run: {errors[0]}" if errors else ""
+        if not found:
+            raise VolarError(f"after update {self.updates}, {self.trouble}")
+        return found, len(errors)
 
     def save(self) -> None:
         """Writes a checkpoint, once for each update."""
@@ -200,8 +231,7 @@ class FinetuningRun:
         temporary = root / ".writing"
         shutil.rmtree(temporary, ignore_errors=True)
         save_policy(temporary / "pretrained_model", self.policy.vla, self.contract, self.tokenizer)
-        kept = ("updates", "env_steps", "elapsed_s", "best_success", "precision")
-        progress: dict[str, Any] = {key: getattr(self, key) for key in kept}
+        progress: dict[str, Any] = {key: getattr(self, key) for key in (*_KEPT, "precision")}
         save_training_state(temporary / "training_state", self.policy, self.learner.optimizer, progress)
         publish(root, self.updates, temporary, self.config.keep)
 

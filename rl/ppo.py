@@ -20,7 +20,10 @@ def ppo_update(
     lam: float = 0.95,
     warm_up: bool = False,
 ) -> dict[str, float]:
-    """One update on whole episodes; `warm_up`: of the critic alone. Returns what is reported of it."""
+    """One update on whole episodes; `warm_up`: of the critic alone. Returns what is reported of it.
+
+    A task in which nothing was earned says nothing: its advantages would be the critic's errors alone.
+    """
     values, last = predicted(learner.policy, trajectories)
     advantages, returns = [], []
     for trajectory, own, end in zip(trajectories, values, last, strict=True):
@@ -30,7 +33,8 @@ def ppo_update(
         returns.append(r)
     raw, wanted = np.concatenate(advantages), np.concatenate(returns)
     tasks = [t.job.task for t in trajectories for _ in range(len(t))]
-    scaled = normalized(raw - raw.mean(), tasks)
+    earning = {t.job.task for t in trajectories if t.rewards.any()}
+    scaled = normalized(raw, tasks) * np.isin(tasks, list(earning))
     batch = learner.decisions(trajectories, scaled.clip(-4, 4), wanted)
     notes = {"explained_variance": explained_variance(np.concatenate(values), wanted)}
     if not warm_up:
@@ -41,15 +45,15 @@ def ppo_update(
 
 @torch.no_grad()
 def predicted(policy: TokenPolicy, trajectories: Sequence[Trajectory]) -> tuple[list[NDArray[np.float32]], list[float]]:
-    """The critic's values of every decision of each episode, (N,) each, and of its end."""
+    """The critic's values of every decision of each episode, (N,) each, and of its end; for a critic that does not see
+    the state, the last decision's value stands for the end's."""
     keys = [PRIVILEGED] if policy.critic_sees_state else list(trajectories[0].inputs)
     flat = policy.values({key: joined(trajectories, key) for key in keys}).numpy()
-    bounds = np.cumsum([len(t) for t in trajectories])[:-1]
-    ends: list[float] = [0.0] * len(trajectories)
-    if keys == [PRIVILEGED]:
-        last = torch.from_numpy(np.stack([t.last for t in trajectories]))
-        ends = policy.values({PRIVILEGED: last}).tolist()
-    return np.split(flat, bounds), ends
+    values = np.split(flat, np.cumsum([len(t) for t in trajectories])[:-1])
+    if not policy.critic_sees_state:
+        return values, [float(own[-1]) for own in values]
+    last = torch.from_numpy(np.stack([t.last for t in trajectories]))
+    return values, policy.values({PRIVILEGED: last}).tolist()
 
 
 def explained_variance(values: NDArray[np.floating], returns: NDArray[np.floating]) -> float:

@@ -17,7 +17,7 @@ class RayRollouts:
     """`workers` actors of one CPU each. Connects to the cluster of `address` (`auto`: a running one), or with None
     starts Ray on this machine, which it ends again. The policy's folder must be readable where actors run.
 
-    Raises `VolarError` when Ray is not installed.
+    Raises `VolarError` when Ray is not installed, or has fewer free CPUs than `workers`.
     """
 
     def __init__(self, setup: WorkerSetup, workers: int, address: str | None = None) -> None:
@@ -36,6 +36,12 @@ class RayRollouts:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+        free = int(ray.available_resources().get("CPU", 0))
+        if free < workers:
+            self._end()
+            raise VolarError(
+                f"workers={workers} need a CPU each, of which the Ray cluster has {free} free: workers={free}"
+            )
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(RolloutWorker)
         self.deaths = 0
         self.pool: list[Any] = [self._actor.remote(setup) for _ in range(workers)]
@@ -49,14 +55,19 @@ class RayRollouts:
     def close(self) -> None:
         for actor in self.pool:
             self._ray.kill(actor)
+        self._end()
+
+    def _end(self) -> None:
         if self._own:
             self._ray.shutdown()
 
     def broadcast(self, weights: bytes) -> None:
         self._weights = weights
         shared = self._ray.put(weights)  # stored once a machine, whatever the number of actors there
-        for actor in self.pool:
-            actor.load.remote(shared)
+        loading = [actor.load.remote(shared) for actor in self.pool]
+        for place, reference in enumerate(loading):
+            if not self._answered(reference):
+                self._replace(place)
 
     def run(self, jobs: Sequence[Job], progress: Callable[[], None] = lambda: None) -> list[Trajectory]:
         found: dict[int, Trajectory] = {}
@@ -83,13 +94,19 @@ class RayRollouts:
 
     def _answer(self, reference: Any) -> bytes | None:
         """What an actor found, or None when it has died. Raises `VolarError` with its reason."""
+        return self._ray.get(reference) if self._answered(reference) else None
+
+    def _answered(self, reference: Any) -> bool:
+        """False when the actor has died. Raises `VolarError` with its reason when it failed, or could not begin."""
         try:
-            answer: bytes = self._ray.get(reference)
-            return answer
-        except self._ray.exceptions.RayActorError:
-            return None
+            self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise VolarError(str(error)) from error
+            return False
         except self._ray.exceptions.RayTaskError as error:
             raise VolarError(str(error.cause)) from error
+        return True
 
     def _replace(self, place: int) -> None:
         self.deaths += 1

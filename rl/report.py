@@ -8,7 +8,7 @@ from typing import Any
 
 from volar.rl.finetune import FinetuneConfig
 from volar.rl.finetuning_run import BEST, CLONED
-from volar.sim.comparison import compare, sentence
+from volar.sim.comparison import compare, require_paired, sentence
 from volar.sim.conditions import under_randomization
 from volar.sim.evaluate import EvaluateConfig, evaluate
 from volar.sim.evaluation_folder import AnotherEvaluation, write_whole
@@ -25,20 +25,24 @@ def write_finetuning_report(config: FinetuneConfig, workers: int, reason: str) -
     Returns what it says: preset -> `before`, `after` (tallies) and `judged` (see `volar.sim.comparison.judge`).
     Evaluations that an interrupt left are continued.
     """
-    presets = presets_of(config)
+    presets = config.report_presets
     results = [
         _evaluation(config, folder, policy, presets, workers) for folder, policy in ((BEFORE, CLONED), (AFTER, BEST))
     ]
     found: dict[str, Any] = {}
     for i, preset in enumerate(presets):
         before, after = (r if i == 0 else r[under_randomization(preset)] for r in results)
+        require_paired(before, after, (BEFORE, AFTER))
+        if not before["overall"]["episodes"]:
+            print(f"{preset}: no episode of the report could be run")
+            continue
         judged = compare(before, [after])[0]
         found[preset] = {
             "before": before["overall"],
             "after": after["overall"],
             "tasks": {
                 task: {"before": before["tasks"][task], "after": after["tasks"][task], "judged": judged["tasks"][task]}
-                for task in before["tasks"]
+                for task in judged["tasks"]  # without those of which no episode could be run
             },
             "judged": judged["overall"],
         }
@@ -47,12 +51,6 @@ def write_finetuning_report(config: FinetuneConfig, workers: int, reason: str) -
     path = write_whole(config.output / "report.html", _page(config, found, reason))
     print(f"report: {path}")
     return found
-
-
-def presets_of(config: FinetuneConfig) -> tuple[str, ...]:
-    """What is reported: the wanted ones, and the one that was practised."""
-    wanted = [name.strip() for name in config.report_randomizations.split(",") if name.strip()]
-    return tuple(dict.fromkeys([*wanted, config.randomization]))
 
 
 def _evaluation(config: FinetuneConfig, folder: str, policy: str, presets: tuple[str, ...], workers: int) -> Results:

@@ -14,9 +14,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Protocol, Self
 
-import numpy as np
-
-from volar.rl.episodes import EpisodeRunner, Job, Setting, Trajectory
+from volar.rl.episodes import EpisodeRunner, Job, Setting, Trajectory, failed
 from volar.rl.exploration import Exploration
 from volar.rl.wire import decode_jobs, decode_trajectory, encode_jobs, encode_trajectory, load_weights
 from volar.robots.errors import VolarError
@@ -58,9 +56,9 @@ class Rollouts(Protocol):
 
 
 class RolloutWorker:
-    """What runs in a worker, whoever started it: bytes in, bytes out."""
+    """What runs in a worker, whoever started it: bytes in, bytes out. `threads`: of its process; None leaves them."""
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, threads: int | None = 1) -> None:
         from dataclasses import replace
 
         import torch
@@ -70,7 +68,8 @@ class RolloutWorker:
         from volar.rl.token_policy import token_policy
         from volar.vla.checkpoint_policy import load_parts
 
-        torch.set_num_threads(1)
+        if threads is not None:
+            torch.set_num_threads(threads)
         model, contract, tokenizer = load_parts(setup.policy)
         contract = replace(contract, execute_steps=setup.execute_steps)
         self.policy = token_policy(
@@ -227,8 +226,7 @@ def _serve(pipe: Connection, setup: WorkerSetup) -> None:
 
 def lost(job: Job) -> Trajectory:
     """An episode that no worker survived."""
-    empty = np.zeros(0, np.float32)
-    return Trajectory(job, {}, empty, empty, empty, empty, empty, False, True, valid=False)
+    return failed(job, f"two workers died in it (seed {job.seed} of {job.task}); out of memory? try fewer workers=")
 
 
 class InProcessRollouts:
@@ -237,7 +235,7 @@ class InProcessRollouts:
     deaths = 0
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self._worker = RolloutWorker(setup)
+        self._worker = RolloutWorker(setup, threads=None)
 
     def __enter__(self) -> Self:
         return self
@@ -252,8 +250,14 @@ class InProcessRollouts:
         self._worker.load(weights)
 
     def run(self, jobs: Sequence[Job], progress: Callable[[], None] = lambda: None) -> list[Trajectory]:
-        found = []
-        for job in jobs:
-            found.append(self._worker.runner.run(job))
-            progress()
+        import torch
+
+        found, threads = [], torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a worker; the learner's stay as they are
+        try:
+            for job in jobs:
+                found.append(self._worker.runner.run(job))
+                progress()
+        finally:
+            torch.set_num_threads(threads)
         return found

@@ -35,6 +35,11 @@ def world_for(
     return TaskWorld(task, robot, sizes, randomization=randomization, world_seed=world_seed)
 
 
+def policy_steps(world: TaskWorld, contract: PolicyContract) -> int:
+    """The task's time in steps of the policy, whose rate may be another than the robot's."""
+    return round(world.task.max_steps * contract.action.rate_hz / world.spec.action.rate_hz)
+
+
 class ClosedLoop:
     """A policy in one task's world. `latency_s`: from an observation to its chunk, on the virtual clock;
     `max_steps`: the longest episode, in policy steps, by default the task's. `trace`: of the last episode.
@@ -69,8 +74,7 @@ class ClosedLoop:
     ) -> None:
         """What an episode needs whatever drives the arm."""
         self.world = world_for(task, robot, contract, randomization, world_seed)
-        share = contract.action.rate_hz / self.world.spec.action.rate_hz
-        self.max_steps = max_steps or round(self.world.task.max_steps * share)
+        self.max_steps = max_steps or policy_steps(self.world, contract)
         self.trace = Trace()
         self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
         # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.

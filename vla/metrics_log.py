@@ -6,6 +6,7 @@ import importlib.util
 import json
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volar.datasets.durable_file import disk_errors, write_durably
@@ -18,36 +19,36 @@ FILE, BOARD = "metrics.jsonl", "tensorboard"
 
 
 class MetricsLog:
-    """One dictionary of numbers (and notes) at a time, each with its `step`."""
+    """One dictionary of numbers (and notes) at a time, each with its count, of steps or whatever else is counted."""
 
-    def __init__(self, config: "TrainConfig", step: int) -> None:
-        """`step`: from which the run goes on; what was logged beyond it, before it was cut, is dropped."""
+    def __init__(self, output: Path, done: int, counter: str = "step", wandb: Any = None) -> None:
+        """`done`: the count from which the run goes on; what was logged beyond it, before it was cut, is dropped.
+        `counter`: what counts, a key of each dictionary. `wandb`: a run of Weights & Biases (`start_wandb`)."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = config.output / FILE
+        self._path, self._counter, self._wandb = output / FILE, counter, wandb
         with disk_errors(self._path):
             if self._path.is_file():
-                write_durably(self._path, _rows_until(self._path.read_text(), step).encode())
+                write_durably(self._path, _rows_until(self._path.read_text(), counter, done).encode())
             self._file = self._path.open("a")
-            self._board: Any = SummaryWriter(str(config.output / BOARD), purge_step=step + 1)
-        self._wandb = _start_wandb(config) if config.wandb else None
+            self._board: Any = SummaryWriter(str(output / BOARD), purge_step=done + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Raises `DiskFull`."""
-        step, numbers = metrics["step"], {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        step, numbers = metrics[self._counter], {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         with disk_errors(self._path):
             self._file.write(json.dumps(metrics) + "\n")
             self._file.flush()
             for name, value in numbers.items():
-                if name != "step":
+                if name != self._counter:
                     self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
     def close(self) -> None:
-        self._file.close()
-        with contextlib.suppress(OSError):  # of a full disk the file has told
-            self._board.close()
+        for part in (self._file, self._board):
+            with contextlib.suppress(OSError):  # of a full disk `write` has told
+                part.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -60,7 +61,7 @@ def require_wandb() -> None:
         )
 
 
-def _start_wandb(config: "TrainConfig") -> Any:
+def start_wandb(config: "TrainConfig") -> Any:
     """The run of this output folder, which a resumed training goes on with."""
     wandb = importlib.import_module("wandb")
     marker = config.output / "wandb_run.txt"
@@ -77,12 +78,12 @@ def _start_wandb(config: "TrainConfig") -> Any:
     )
 
 
-def _rows_until(text: str, step: int) -> str:
-    """The whole rows up to a step: a killed run may have left half a row, and rows that are done again."""
+def _rows_until(text: str, counter: str, done: int) -> str:
+    """The whole rows up to a count: a killed run may have left half a row, and rows that are done again."""
     kept = []
     for line in text.splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if json.loads(line)[counter] <= done:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -153,6 +153,9 @@ def _from_policy(
     for name, decoder in (("expert_width", "flow"), ("points", "parallel")):
         if getattr(config, name) is not None and wanted.decoder != decoder:
             raise UsageError(f"{name} is for decoder={decoder}; {config.init} has decoder={wanted.decoder}")
+    if wanted.finds_hand or (wanted.points == "hand" and wanted.decoder == "parallel"):
+        reads = "finds_hand=true" if wanted.finds_hand else "points=hand"
+        config.mix.require_one_state(f"{config.init} has {reads}, which")
     merge(before)
     plain = replace(wanted, vision="full", connector="full", language="full")
     keep = None if isinstance(backbone, BackboneConfig) else before.backbone

@@ -174,10 +174,8 @@ class TrainConfig:
             raise UsageError("expert_width is for decoder=flow")
         if self.points is not None and self.decoder not in (None, "parallel"):
             raise UsageError(f"points={self.points} is for decoder=parallel, not {self.decoder}")
-        if (self.finds_hand or self.points == "hand") and not self.mix.one_state:
-            name = "finds_hand=true" if self.finds_hand else "points=hand"
-            has = f"mix.statistics={self.mix.statistics} mix.states={self.mix.states}"
-            raise UsageError(f"{name} reads positions from the state, which are one dataset's with {has}")
+        if self.finds_hand or self.points == "hand":
+            self.mix.require_one_state("finds_hand=true" if self.finds_hand else "points=hand")
         if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
             raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
         if self.scenes is not None and self.stage == "grounding":

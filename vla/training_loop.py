@@ -12,7 +12,7 @@ import torch
 
 from volar.robots.errors import VolarError
 from volar.vla.closed_loop_success import ClosedLoopSuccess
-from volar.vla.metrics_log import MetricsLog
+from volar.vla.metrics_log import MetricsLog, start_wandb
 from volar.vla.training_run import TrainingRun
 from volar.vla.validation import Validation
 
@@ -28,7 +28,9 @@ def run_to_the_end(config: "TrainConfig", training: TrainingRun) -> None:
 
     Raises `VolarError` when the loss is no number, memory or disk do not suffice: the last checkpoint is whole.
     """
-    log = MetricsLog(config, training.step) if training.processes.first else None
+    log = None
+    if training.processes.first:
+        log = MetricsLog(config.output, training.step, wandb=start_wandb(config) if config.wandb else None)
     try:
         with stop_requests() as stopping:
             for metrics in training_steps(config, training, stopping):

@@ -47,6 +47,6 @@ def test_groups_without_variance_say_nothing() -> None:
     assert found.tolist() == [0.5, -0.5, 0, 0, 0, 0, 0.5, -0.5]
 
 
-def test_each_task_has_its_own_scale() -> None:
-    found = normalized(np.array([1.0, -1.0, 100.0, -100.0], np.float32), ["a", "a", "b", "b"])
+def test_each_task_has_its_own_mean_and_scale() -> None:
+    found = normalized(np.array([2.0, 0.0, 50.0, -150.0], np.float32), ["a", "a", "b", "b"])
     assert found == pytest.approx([1, -1, 1, -1], rel=1e-4)

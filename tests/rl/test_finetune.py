@@ -1,7 +1,11 @@
 """volar-finetune as its user meets it: what it leaves, how it resumes, what it refuses."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +14,6 @@ import torch
 
 from volar.rl.episodes import Setting
 from volar.rl.finetune import FinetuneConfig, finetune
-from volar.rl.finetuning import why_stop
 from volar.rl.finetuning_run import FinetuningRun
 from volar.rl.report import write_finetuning_report
 from volar.robots.contract import ContractError, PolicyContract
@@ -20,6 +23,7 @@ from volar.vla.adapters import PARTS, part_of
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import save_policy
+from volar.vla.training_state import load_progress
 
 
 def config(policy: Path, output: Path, updates: int = 2, **other: object) -> FinetuneConfig:
@@ -89,9 +93,56 @@ def test_only_the_head_has_changed(run: Path, policy_folder: Path) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(run: Path, policy_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "finetuned"
     finetune(config(policy_folder, output, 1))
+    with (output / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 2, "success": 0.5}\n{"upda')  # of an update that was done and not saved
     finetune(config(policy_folder, output, 3, resume=True))
     assert all(torch.equal(a, weights(run)[name]) for name, a in weights(output).items())
     assert moments(output) == moments(run)
+    assert updates_of(output) == [0, 1, 2, 3]
+
+
+def updates_of(output: Path) -> list[int]:
+    return [json.loads(line)["update"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_is_told_to_stop_goes_on_exactly(run: Path, policy_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "finetuned"
+
+    def stop_in_the_second_update() -> None:
+        log = output / "metrics.jsonl"
+        while not (log.is_file() and len(log.read_text().splitlines()) == 2):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_in_the_second_update).start()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config(policy_folder, output, 3, save_every=100))
+    stopped = load_progress(output / "checkpoints" / "last" / "training_state")
+    assert stopped["updates"] in (1, 2)
+    finetune(config(policy_folder, output, 3, save_every=100, resume=True))
+    assert all(torch.equal(a, weights(run)[name]) for name, a in weights(output).items())
+    assert sorted(set(updates_of(output))) == [0, 1, 2, 3]
+    assert load_progress(output / "checkpoints" / "last" / "training_state")["best_success"] >= 0
+
+
+def test_grpo_resumes(policy_folder: Path, tmp_path: Path) -> None:
+    some: dict[str, object] = {"algorithm": "grpo", "group": 2, "episodes": 4}
+    finetune(config(policy_folder, tmp_path / "whole", 2, **some))
+    finetune(config(policy_folder, tmp_path / "parts", 1, **some))
+    finetune(config(policy_folder, tmp_path / "parts", 2, resume=True, **some))
+    assert moments(tmp_path / "parts") == moments(tmp_path / "whole")
+
+
+def test_an_evaluation_that_an_interruption_left_is_due(run: Path, policy_folder: Path) -> None:
+    settings = config(policy_folder, run, 3, evaluate_every=2)
+    training = FinetuningRun(settings, "no")
+    assert training.evaluation_due
+    training.evaluated, training.updates = 0, 1
+    assert not training.evaluation_due
+    training.updates = 2
+    assert training.evaluation_due
+    training.evaluated, training.updates = 2, 3
+    assert training.evaluation_due  # the last
 
 
 def test_what_is_tried_out_halves_while_it_learns(run: Path, policy_folder: Path) -> None:
@@ -198,6 +249,11 @@ def test_outputs_are_not_overwritten_by_accident(run: Path, policy_folder: Path,
     [
         ({"gamma": 0.0}, "gamma"),
         ({"algorithm": "grpo", "group": 1}, "group=1"),
+        ({"algorithm": "grpo", "episodes": 64, "group": 24}, "episodes=64 do not divide"),
+        ({"reference_weight": -1.0}, "reference_weight"),
+        ({"lora_rank": 4}, "lora_rank=4 is for"),
+        ({"demonstrations": Path("demos"), "imitation_weight": 0.0}, "imitation_weight=0"),
+        ({"report_episodes": 1, "report_randomizations": "none,ful"}, "ful"),
         ({"pointing_weight": 0.1}, "trains=all"),
         ({"minutes": 3.0}, "one of the two"),
         ({"temperature": 0.0}, "temperature"),
@@ -217,16 +273,26 @@ def test_a_task_that_does_not_exist_is_named(policy_folder: Path, tmp_path: Path
         finetune(config(policy_folder, tmp_path / "out", tasks=("lfit",)))
 
 
-def test_it_stops_when_it_collapses(run: Path, policy_folder: Path) -> None:
-    settings = config(policy_folder, run, max_kl=1.0)
-    training = FinetuningRun(settings, "no")
-    assert why_stop(settings, training, {"kl_reference": 0.5}) == ""
-    assert "max_kl" in why_stop(settings, training, {"kl_reference": 1.5})
-    training.best_success, training.last_success = 0.9, 0.5
-    assert why_stop(settings, training, {"held_out": 0.5}) == ""
-    assert "fell from 90% to 50%" in why_stop(settings, training, {"held_out": 0.5})
-    training.last_success = 0.8
-    assert why_stop(settings, training, {"held_out": 0.8}) == ""
+def test_it_stops_when_it_collapses(run: Path, policy_folder: Path, tmp_path: Path) -> None:
+    """And a resumed one stays stopped, until a larger max_kl is given."""
+    output = shutil.copytree(run, tmp_path / "far", symlinks=True)
+    settings = config(policy_folder, output, 3, max_kl=1.0, resume=True)
+    training = FinetuningRun.start(settings)
+    assert training.stopped == ""
+    training.divergence = 1.5
+    assert "max_kl" in training.stopped
+    training.updates = 4
+    training.save()
+    assert "max_kl" in FinetuningRun.start(settings).stopped
+    assert FinetuningRun.start(replace(settings, max_kl=2.0)).stopped == ""
+    training.divergence = 0.5
+    with training.rollouts(1) as rollouts:
+        training.best_success, training.collapsed = 0.9, 1
+        training.evaluate(rollouts)  # random weights: 0 %
+        assert training.stopped == "stopped: held-out success fell from 90% to 0%"
+        training.best_success = 0.2
+        training.evaluate(rollouts)
+        assert training.stopped == ""
 
 
 def test_scenes_are_never_met_twice(run: Path, policy_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Small problems, learned in seconds: what PPO and GRPO do with decisions, without a simulator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from volar.rl.episodes import Trajectory
 from volar.rl.grpo import grpo_update
-from volar.rl.learner import Learner, UpdateConfig
+from volar.rl.learner import Decisions, Learner, UpdateConfig
 from volar.rl.ppo import explained_variance, ppo_update
 from volar.rl.token_policy import TokenPolicy
 
@@ -94,12 +95,71 @@ def test_warming_up_the_critic_leaves_the_policy_alone(small: SimpleNamespace) -
 
 
 def test_steps_that_were_not_executed_carry_no_gradient(small: SimpleNamespace) -> None:
+    """Whatever tokens a chunk had after the steps that were executed, the policy learns the same."""
+    learned = []
+    for executed, other in ((1, 0), (1, 100), (4, 0), (4, 100)):
+        torch.manual_seed(0)
+        policy = small.policy()
+        inputs, tokens = tried(small, policy, np.random.default_rng(0), 1)
+        tokens[:, 1:] = (tokens[:, 1:] + other) % 256
+        cut = replace(small.trajectory(inputs, tokens, [1.0]), steps=np.array([executed], np.int32))
+        learner = Learner(policy, FAST)
+        learner.update(
+            learner.decisions([cut], np.ones(1, np.float32), np.ones(1, np.float32)), np.random.default_rng(0)
+        )
+        learned.append(torch.cat([p.detach().flatten() for p in policy.actor_parameters]))
+    assert torch.equal(learned[0], learned[1])
+    assert not torch.equal(learned[2], learned[3])
+
+
+class Watched(Learner):
+    """Remembers the advantages and returns of the last batch."""
+
+    def decisions(self, trajectories: Sequence[Trajectory], advantages: np.ndarray, returns: np.ndarray) -> Decisions:
+        self.seen = advantages, returns
+        return super().decisions(trajectories, advantages, returns)
+
+
+@pytest.mark.parametrize("privileged", [3, 0])
+def test_an_episode_that_the_clock_ended_counts_on(small: SimpleNamespace, privileged: int) -> None:
+    policy, returns = small.policy(privileged=privileged), {}
+    inputs, tokens = tried(small, policy, np.random.default_rng(0), 2)
+    with torch.no_grad():
+        policy.critic[-1].bias.fill_(5.0)
+        policy.critic[-1].weight.zero_()
+    for terminated in (True, False):
+        learner = Watched(policy, UpdateConfig(value_epochs=0))
+        episode = small.trajectory(inputs, tokens, [0.0, 1.0], terminated=terminated)
+        ppo_update(learner, [episode], np.random.default_rng(0), gamma=0.5, lam=1.0, warm_up=True)
+        returns[terminated] = learner.seen[1]
+    assert returns[True] == pytest.approx([1 / 16, 1.0])
+    assert returns[False] == pytest.approx([1 / 16 + 5 / 256, 1 + 5 / 16])
+
+
+def test_a_task_in_which_nothing_is_earned_says_nothing(small: SimpleNamespace) -> None:
     policy = small.policy()
-    inputs, tokens = tried(small, policy, np.random.default_rng(0), 1)
-    cut = small.trajectory(inputs, tokens, [1.0])
-    object.__setattr__(cut, "steps", np.array([1], np.int32))
-    batch = Learner(policy, FAST).decisions([cut], np.ones(1, np.float32), np.ones(1, np.float32))
-    assert batch.mask.tolist() == [[1, 0, 0, 0]]
+    learner = Watched(policy, UpdateConfig())
+    earning, hopeless = episodes_of(small, policy), episodes_of(small, policy)
+    hopeless = [replace(t, job=replace(t.job, task="stack"), rewards=np.zeros(2, np.float32)) for t in hopeless]
+    ppo_update(learner, [*earning, *hopeless], np.random.default_rng(0), 0.99)
+    together, alone = learner.seen[0].reshape(2, -1), Watched(small.policy(), UpdateConfig())
+    assert together[1].tolist() == [0.0] * 32
+    ppo_update(alone, episodes_of(small, policy), np.random.default_rng(0), 0.99)
+    assert together[0] == pytest.approx(alone.seen[0], abs=1e-4)
+
+
+def test_grpo_learns_the_rest_where_no_group_says_anything(small: SimpleNamespace) -> None:
+    class Bias:
+        def loss(self, policy: TokenPolicy, rng: np.random.Generator) -> torch.Tensor:
+            return policy.vla.action_head.bins.bias.sum()
+
+    policy = small.policy()
+    before = policy.vla.action_head.bins.bias.detach().clone()
+    alike = [replace(t, rewards=np.zeros(2, np.float32)) for t in episodes_of(small, policy)]
+    assert grpo_update(Learner(policy, FAST), alike, np.random.default_rng(0), 0.99) == {"useful_groups": 0.0}
+    assert torch.equal(policy.vla.action_head.bins.bias, before)
+    grpo_update(Learner(policy, FAST, [(1.0, Bias())]), alike, np.random.default_rng(0), 0.99)
+    assert bool((policy.vla.action_head.bins.bias < before).all())
 
 
 def test_the_reference_holds_the_policy_back(small: SimpleNamespace) -> None:

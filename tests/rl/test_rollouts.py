@@ -16,6 +16,7 @@ from volar.rl.exploration import Exploration
 from volar.rl.ray_rollouts import RayRollouts
 from volar.rl.rollouts import ProcessRollouts, RolloutWorker, WorkerSetup
 from volar.rl.wire import decode_jobs, decode_trajectory, encode_jobs, encode_trajectory, encode_weights, trained_names
+from volar.robots.errors import VolarError
 
 JOBS = [Job("reach", 7, noise_seed=3), Job("lift", 8, noise_seed=4, width=0.5), Job("reach", 9)]
 
@@ -61,6 +62,15 @@ def test_an_episode_holds_what_was_decided(local: RolloutWorker) -> None:
     assert not t.terminated
     assert np.array_equal(local.runner.run(JOBS[0]).tokens, t.tokens)
     assert not np.array_equal(local.runner.run(replace(JOBS[0], noise_seed=99)).tokens, t.tokens)
+
+
+def test_an_episode_that_fails_says_why_and_harms_no_other(local: RolloutWorker, wanted: list[bytes]) -> None:
+    assert local.runner.run(JOBS[0]).valid
+    found = local.runner.run(Job("reach", -1))
+    assert not found.valid
+    assert "ValueError" in found.error
+    assert decode_trajectory(encode_trajectory(found)).error == found.error
+    assert local.run(encode_jobs(JOBS[:1])) == wanted[0]
 
 
 def test_jobs_and_trajectories_survive_the_wire(local: RolloutWorker) -> None:
@@ -112,6 +122,7 @@ def test_an_episode_that_kills_every_worker_is_given_up(setup: WorkerSetup) -> N
         over.set()
         killer.join()
         assert [t.valid for t in found] == [False]
+        assert "two workers died in it" in found[0].error
         assert rollouts.deaths == 2
 
 
@@ -122,3 +133,19 @@ def test_ray_finds_what_processes_find(setup: WorkerSetup, weights: bytes, wante
         rollouts._ray.kill(rollouts.pool[0])
         assert same(rollouts.run(JOBS[:1]), wanted[:1])
         assert rollouts.deaths == 1
+
+
+def test_ray_says_what_does_not_fit(setup: WorkerSetup, tmp_path: Path) -> None:
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(VolarError, match=r"workers=2 need a CPU each, .* 1 free"):
+            RayRollouts(setup, 2)
+        with (
+            RayRollouts(replace(setup, policy=tmp_path / "elsewhere"), 1) as rollouts,
+            pytest.raises(VolarError, match="elsewhere"),
+        ):
+            rollouts.broadcast(b"")
+    finally:
+        ray.shutdown()

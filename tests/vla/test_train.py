@@ -184,6 +184,9 @@ def test_the_hand_is_looked_for_where_data_say_where_it_is(settings: Settings, d
     assert not finds_hand(**own)
     with pytest.raises(UsageError, match=r"finds_hand=true reads positions .* mix\.statistics=own"):
         finds_hand(**own, finds_hand=True)
+    train(settings(stage="grounding", steps=1, output=tmp_path / "grounding"))
+    with pytest.raises(UsageError, match=r"grounding has finds_hand=true, .* mix\.statistics=own"):
+        finds_hand(**own, init=tmp_path / "grounding")
 
 
 def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, tmp_path: Path) -> None:
