@@ -32,7 +32,7 @@ setup: .venv/.installed .venv/.rendering ## .venv with everything in it, and a c
 	  echo "Volar needs Python 3.12, and $(PYTHON) is not one." >&2; \
 	  echo "Install it (apt-get install python3.12 python3.12-venv, pyenv install 3.12, uv python install 3.12)," >&2; \
 	  echo "or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "apt-get install python3.12-venv brings what is missing" >&2; exit 1; }
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,ros2,cluster]'
@@ -76,8 +76,8 @@ demo: setup ## from nothing to a moving arm; QUICK=1 takes the shipped policy in
 	$(call show, volar-doctor timer_seconds=0)
 	$(call show, volar-collect kind=scenes scenes=20000 output=$(OUT)/scenes overwrite=true)
 	$(call show, volar-train recipe=demo_grounding dataset=$(OUT)/scenes output=$(OUT)/grounding overwrite=true)
-	$(call show, volar-collect tasks=reach$(comma)lift episodes=1600 output=$(OUT)/demonstrations overwrite=true)
-	$(call show, volar-train recipe=demo dataset=$(OUT)/demonstrations scenes=$(OUT)/scenes init=$(OUT)/grounding output=$(OUT)/policy overwrite=true)
+	$(call show, volar-collect tasks=reach$(comma)lift episodes=1600 output=$(OUT)/demos overwrite=true)
+	$(call show, volar-train recipe=demo dataset=$(OUT)/demos scenes=$(OUT)/scenes init=$(OUT)/grounding output=$(OUT)/policy overwrite=true)
 	$(call show, volar-export policy=$(OUT)/policy output=$(OUT)/artifact overwrite=true)
 	$(call show, volar-control policy=$(OUT)/artifact robot=sim/fr3 instruction="lift the red block" output=$(OUT)/control overwrite=true)
 	$(call show, volar-evaluate policy=$(OUT)/artifact suite=tabletop tasks=reach$(comma)lift episodes=50 output=$(OUT)/evaluation overwrite=true)

@@ -74,12 +74,15 @@ def measure(options: argparse.Namespace) -> Collector:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", type=Path)
+    parser.add_argument("artifact", type=Path, nargs="?", help="what volar-export left")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--task", default="lift")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--compressed", action="store_true")
     options = parser.parse_args()
+    if options.artifact is None:  # as `make bench` starts it
+        print("give an artifact: volar-export output=runs/artifact, then benchmarks/ros2.py runs/artifact")
+        return
     found = measure(options)
     period_error_ms = 1e3 * np.abs(np.diff(found.ticks_s) - 0.01)
     table = Table(

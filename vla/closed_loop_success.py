@@ -70,6 +70,9 @@ class ClosedLoopSuccess:
             return {"success/error": said}
         results = json.loads((output / "results.json").read_text())
         overall = results["overall"]
+        if not overall["episodes"]:
+            print(f"step {step}: no episode could be run", file=sys.stderr, flush=True)
+            return {"success/error": "no episode could be run"}
         low, high = overall["wilson95"]
         rates = {f"success/{task}": found["success_rate"] for task, found in results["tasks"].items()}
         print(f"step {step}: success {overall['success_rate']:.1%} [{low:.1%}, {high:.1%}]", flush=True)

@@ -3,7 +3,7 @@
 Each is a mean over what there is in a step: chunk steps, points, answers; of pointing, a mean over the points that
 instructions name and one over the hands are added up. Where a step's samples come in several micro-batches, of several
 processes, each of them divides by the `Counts` of the whole step, so that their sum is what one batch of all samples
-would give.
+would give (of decoder flow, with other noise).
 """
 
 from dataclasses import dataclass, fields

@@ -91,10 +91,8 @@ def _from_pretrained(
     from volar.vla.pretrained import TEXT_LENGTH, load_pretrained
 
     _require_no_dimensions(config, str(config.backbone))
-    full = [f"{part}=full" for part in PARTS if chosen.get(part, "full") == "full"]
-    if config.backbone_dtype != "float32" and full:
-        have = f"backbone_dtype={config.backbone_dtype} loses the small steps of {', '.join(full)}"
-        raise UsageError(f"{have}: frozen or lora, or backbone_dtype=float32 with precision=bf16")
+    how = VolarConfig(**{part: chosen.get(part, "full") for part in PARTS})
+    _require_float32(how, config.backbone_dtype, f"backbone_dtype={config.backbone_dtype}")
     added = 0
     if config.action_ids == "added":
         if chosen.get("language", "full") != "full":
@@ -156,6 +154,12 @@ def _from_policy(
     if wanted.finds_hand or (wanted.points == "hand" and wanted.decoder == "parallel"):
         reads = "finds_hand=true" if wanted.finds_hand else "points=hand"
         config.mix.require_one_state(f"{config.init} has {reads}, which")
+    if isinstance(backbone, VlmConfig):
+        _require_float32(wanted, backbone.dtype, f"{config.init} has backbone_dtype={backbone.dtype}")
+        if backbone.dtype != "float32" and config.parallel == "fsdp":
+            raise UsageError(f"parallel=fsdp shards weights of one precision; {config.init} has {backbone.dtype} ones")
+    if config.lora_rank is not None and "lora" not in (wanted.vision, wanted.connector, wanted.language):
+        raise UsageError(f"lora_rank={config.lora_rank} is for vision=lora, connector=lora or language=lora")
     merge(before)
     plain = replace(wanted, vision="full", connector="full", language="full")
     keep = None if isinstance(backbone, BackboneConfig) else before.backbone
@@ -173,6 +177,14 @@ def _from_policy(
     model.config = wanted
     adapt(model.backbone, wanted)
     return Network(model, with_prompt(contract, backbone), words)
+
+
+def _require_float32(config: VolarConfig, dtype: str, have: str) -> None:
+    """Raises `UsageError` where weights train in a type that is too coarse for an optimizer's steps."""
+    full = [f"{part}=full" for part in PARTS if getattr(config, part) == "full"]
+    if dtype != "float32" and full:
+        lost = f"{have}, which loses the small steps of {', '.join(full)}"
+        raise UsageError(f"{lost}: frozen or lora, or backbone_dtype=float32 with precision=bf16")
 
 
 def _words_kept(old: Tensor, fresh: Tensor) -> Tensor:

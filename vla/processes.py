@@ -91,10 +91,11 @@ class Processes:
 
     def spread(self, model: nn.Module) -> nn.Module:
         """The network as it is called from now on: on this process's device, and shared with the others."""
-        model.to(self.device)
-        if self.sharded:
+        if self.sharded:  # which moves each process's share to its device
             shard(model, self.device, self.count, (Outputs, Imitated, Decoded, Pointing))
-        elif self.count > 1:
+            return model
+        model.to(self.device)
+        if self.count > 1:
             from torch.nn.parallel import DistributedDataParallel
 
             places = [self.device] if self.device.type == "cuda" else None

@@ -42,7 +42,10 @@ class StateScaler(nn.Module):
 
 
 class InferenceGraph(nn.Module):
-    """Raw observation tensors -> chunk in physical units. Greedy decoding of the action tokens, if there are any."""
+    """Raw observation tensors -> chunk in physical units. Greedy decoding of the action tokens, if there are any.
+
+    Where the network is: on its device.
+    """
 
     table: Tensor
     noise: Tensor
@@ -66,6 +69,10 @@ class InferenceGraph(nn.Module):
         # What an artifact flows from: always the same, so that it answers the same.
         drawn = torch.randn(1, *model.action_shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", drawn)
+        there = next(model.parameters()).device
+        for module in (self.state_scaler, self):  # without `to`, which would go through the network's weights as well
+            for name, value in module.named_buffers(recurse=False):
+                setattr(module, name, value.to(there))
 
     def forward(
         self,
@@ -126,8 +133,8 @@ class TorchPolicy:
     def __init__(self, model: VolarModel, contract: PolicyContract, tokenizer: InstructionTokenizer) -> None:
         self.contract = contract
         self.tokenizer = tokenizer
-        self.graph = InferenceGraph(model, contract).eval()
         self.device = next(model.parameters()).device
+        self.graph = InferenceGraph(model, contract).eval()
         self._noise = torch.Generator().manual_seed(0)  # on the CPU: the same draws on every device
 
     def reset(self, seed: int) -> None:

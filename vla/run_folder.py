@@ -26,7 +26,10 @@ def check_output(
     if not path.is_file():
         raise VolarError(f"{output} holds no {kind} to resume; leave resume=true away to start one")
     # A setting that came later was left away.
-    before = dict.fromkeys(settings, str(None)) | json.loads(path.read_text())
+    try:
+        before = dict.fromkeys(settings, str(None)) | json.loads(path.read_text())
+    except ValueError as error:
+        raise VolarError(f"{path} is broken ({error}); start again with overwrite=true") from error
     changed = [f"{key}: was {before[key]}, is {value}" for key, value in settings.items() if before[key] != value]
     if changed:
         raise VolarError(f"{output} was trained with other settings ({'; '.join(changed)})")

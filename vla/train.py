@@ -5,7 +5,7 @@ kind=scenes`). Cloning starts from it (`init=`), learns the demonstrations' acti
 `questions=` (`volar-collect kind=questions`) it also answers questions about scenes, as RT-2 does.
 
 One process, or many: torchrun --nproc_per_node 8 -m volar.vla.train ..., or accelerate launch --multi_gpu. batch_size
-is that of a step over all of them. Too little memory: accumulate=2 gives the same steps.
+is that of a step over all of them. Too little memory: accumulate=2 takes the same samples in each step.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from volar.datasets.augmentation import Augmentation
+from volar.datasets.durable_file import write_durably
 from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError
@@ -162,8 +163,10 @@ class TrainConfig:
         self._check_how()
         if self.execute_steps > self.chunk_length:
             raise UsageError(f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}")
-        if self.backbone_dtype != "float32" and self.backbone in (None, "tiny"):
+        if self.backbone_dtype != "float32" and (self.backbone in (None, "tiny") or self.init is not None):
             raise UsageError(f"backbone_dtype={self.backbone_dtype} is for backbone=FOLDER, a pretrained model")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"ema_decay {self.ema_decay} is not in [0, 1)")
         if (
             self.lora_rank is not None
             and self.init is None
@@ -176,16 +179,20 @@ class TrainConfig:
             raise UsageError(f"points={self.points} is for decoder=parallel, not {self.decoder}")
         if self.finds_hand or self.points == "hand":
             self.mix.require_one_state("finds_hand=true" if self.finds_hand else "points=hand")
-        if self.action_ids == "added" and (self.decoder != "autoregressive" or self.backbone in (None, "tiny")):
-            raise UsageError("action_ids=added is for decoder=autoregressive of a pretrained backbone")
+        pretrained = self.backbone not in (None, "tiny") and self.init is None
+        if self.action_ids == "added" and not (self.decoder == "autoregressive" and pretrained):
+            raise UsageError("action_ids=added is for decoder=autoregressive of a new run around backbone=FOLDER")
+        for name in ("weights", "statistics", "allow"):
+            if self.mixture is None and getattr(self.mix, name) != getattr(MixtureRules(), name):
+                raise UsageError(f"mix.{name} is for several datasets: give mixture=NAME:WEIGHT,...")
         if self.scenes is not None and self.stage == "grounding":
             raise UsageError("scenes= is for cloning; stage=grounding takes them as dataset=")
         if self.resume and self.overwrite:
             raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
         output = self.output.resolve()
-        for path in (self.dataset, self.scenes, self.questions):
+        for path in (self.dataset, self.scenes, self.questions, self.init):
             if path is not None and output in (path.resolve(), *path.resolve().parents):
-                raise UsageError(f"output {self.output} holds the data {path}; give another output")
+                raise UsageError(f"output {self.output} holds {path}, which this run reads; give another output")
 
     def _check_how(self) -> None:
         """Of what is measured, and how it is computed."""
@@ -193,6 +200,10 @@ class TrainConfig:
             raise UsageError(f"validation {self.validation} is not in [0, 1)")
         if self.validation and self.stage == "grounding":
             raise UsageError("validation= is for stage=cloning: it measures actions")
+        if self.evaluate_every_steps is not None and self.stage == "grounding":
+            raise UsageError("evaluate_every_steps= is for stage=cloning: it measures what the arm does")
+        if self.evaluate_every_steps is None and self.evaluate_tasks:
+            raise UsageError("evaluate_tasks= needs evaluate_every_steps=N")
         if self.parallel == "fsdp" and self.backbone_dtype != "float32":
             raise UsageError("parallel=fsdp shards weights of one precision: backbone_dtype=float32")
         if self.parallel == "fsdp" and self.validation and self.tokenizer == "fast":
@@ -246,7 +257,7 @@ def prepare_output(config: TrainConfig) -> None:
     if config.output.exists():
         shutil.rmtree(config.output)
     config.output.mkdir(parents=True)
-    (config.output / RECORD).write_text(json.dumps(settings(config), indent=1) + "\n")
+    write_durably(config.output / RECORD, (json.dumps(settings(config), indent=1) + "\n").encode())
 
 
 def main() -> int:

@@ -40,32 +40,34 @@ def _write(root: Path, training: "TrainingRun") -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     with training.average.in_place(training.bare):
         policy = _whole_policy(training)
-        if first:
+        if policy is not None:
             save_policy(temporary / "pretrained_model", policy, training.contract, training.tokenizer)
     progress = {
         "step": training.step,
         "elapsed_s": training.elapsed_s,
         "precision": training.accelerator.mixed_precision,
-        "frames": [part.frames for part in training.parts],
+        "data": training.data_facts,
     }
     save_training_state(temporary / "training_state", training.bare, training.optimizer, progress, write=first)
     if first:
         publish(root, training.step, temporary, training.config.keep)
 
 
-def _whole_policy(training: "TrainingRun") -> VolarModel:
-    """The network with all of its weights; where they are sharded, a copy on the CPU, complete in the first process."""
-    model = training.bare
+def _whole_policy(training: "TrainingRun") -> VolarModel | None:
+    """The network with all of its weights, in the first process; where they are sharded, a copy on the CPU."""
+    model, first = training.bare, training.processes.first
     if not training.processes.sharded:
-        return model
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        copy = VolarModel(model.config, training.contract, tokenizer=model.tokenizer)
+        return model if first else None
+    copy = None
+    if first:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            copy = VolarModel(model.config, training.contract, tokenizer=model.tokenizer)
+    targets = dict(copy.named_parameters()) if copy is not None else {}
     with torch.no_grad():
-        for (name, parameter), target in zip(model.named_parameters(), copy.parameters(), strict=True):
+        for name, parameter in model.named_parameters():
             gathered = whole(parameter.detach())
-            assert gathered.shape == target.shape, name
-            if training.processes.first:
-                target.copy_(gathered)
+            if copy is not None:
+                targets[name].copy_(gathered)
     return copy
 
 

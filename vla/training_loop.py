@@ -92,7 +92,7 @@ class Stretch:
         Raises `VolarError` when the loss of any of them is no number.
         """
         training = self._training
-        loss = float(losses.total.detach())
+        loss = float(losses.total.detach()) if math.isfinite(training.gradient_norm) else math.nan
         elapsed_s = self._first_s + time.monotonic() - self._begun_s
         mine = [loss, float(stopping.is_set()), elapsed_s * training.processes.first]
         loss, stop, training.elapsed_s = training.processes.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
@@ -100,10 +100,13 @@ class Stretch:
             stopping.set()
         if not math.isfinite(loss):
             config = training.config
-            raise VolarError(
-                f"the loss became {loss} at step {training.step}; the last checkpoint is from before: train with "
-                f"init={config.output} and a learning_rate below {config.learning_rate}"
-            )
+            slower = f"a learning_rate below {config.learning_rate}"
+            go_on = f"start again with {slower}"
+            if (config.output / "checkpoints" / "last").exists():
+                go_on = (
+                    f"the last checkpoint is from before: train with init={config.output}, another output and {slower}"
+                )
+            raise VolarError(f"the loss or its gradient became {loss} at step {training.step}; {go_on}")
 
     def metrics(self, losses: "Losses") -> dict[str, float]:
         """Of the step that was done, over all processes."""
@@ -111,7 +114,8 @@ class Stretch:
         summed = training.processes.sum(torch.tensor(list(mine.values()), dtype=torch.float64)).tolist()
         samples = (training.step - self._first_step) * training.config.batch_size
         rate = samples / (training.elapsed_s - self._first_s)
-        return {"samples_per_s": round(rate, 1)} | {k: round(v, 5) for k, v in zip(mine, summed, strict=True)}
+        told = {"samples_per_s": round(rate, 1), "gradient_norm": round(training.gradient_norm, 4)}
+        return told | {k: round(v, 5) for k, v in zip(mine, summed, strict=True)}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -171,7 +175,8 @@ def _memory_advice(config: "TrainConfig", training: TrainingRun, error: BaseExce
     if last.exists():
         have, go_on = f"the checkpoint of step {int(last.resolve().name)} is whole", "resume=true"
     ways = [f"accumulate={2 * config.accumulate} (the same samples a step, half as many at once)"]
-    ways += [] if config.gradient_checkpointing else ["gradient_checkpointing=true"]
+    if not config.gradient_checkpointing and training.bare.config.decoder != "flow":
+        ways += ["gradient_checkpointing=true"]
     said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
     return (
         f"out of memory in step {training.step + 1} with batch_size={config.batch_size}, "

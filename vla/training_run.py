@@ -1,5 +1,7 @@
 """One training run in memory: data, network, optimizer, averaged weights; one step at a time."""
 
+import hashlib
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from volar.vla.losses import Counts, Losses, imitation_loss
 from volar.vla.modeling_volar import Imitated, Outputs, VolarModel, pixels_from_images
 from volar.vla.network import make_network, with_prompt
 from volar.vla.processes import Processes, choose_precision
+from volar.vla.sharding import whole
 from volar.vla.training_checkpoint import write_checkpoint
 from volar.vla.training_data import Data, Part, make_parts, open_data
 from volar.vla.training_state import WeightAverage, load_progress, load_training_state
@@ -42,7 +45,7 @@ class TrainingRun:
         self.config, self.processes, self.contract, self.tokenizer = config, processes, contract, tokenizer
         self.data, self.parts = data, make_parts(config, data, contract, tokenizer, processes.count)
         self.accelerator = processes.accelerator(precision)
-        self.step, self.elapsed_s = 0, 0.0
+        self.step, self.elapsed_s, self.gradient_norm = 0, 0.0, 0.0
         if config.gradient_checkpointing:
             compute_twice(bare)
         if processes.device.type == "cpu" and precision == "bf16":
@@ -87,15 +90,32 @@ class TrainingRun:
         contract = with_prompt(contract, model.config.backbone)
         progress = load_progress(last / "training_state")
         training = TrainingRun(config, processes, model, contract, tokenizer, data, progress["precision"])
-        frames = [part.frames for part in training.parts]
-        if before != contract or progress["frames"] != frames:
+        was, now = (progress.get("data", training.data_facts), training.data_facts)  # older runs do not say
+        changed = [
+            f"{name}: {was.get(name)}, now {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)
+        ]
+        if before != contract or changed:
+            said = "; ".join(changed) or "its contract"
             raise VolarError(
-                f"{config.dataset} has changed since {config.output} was trained on it ({progress['frames']} frames, "
-                f"now {frames}): start a new run with init={config.output}"
+                f"the data of {config.output} have changed since it was trained on them ({said}): start a new run with "
+                f"init={config.output}"
             )
         load_training_state(last / "training_state", training.bare, training.optimizer)
         training.step, training.elapsed_s = int(progress["step"]), float(progress["elapsed_s"])
         return training
+
+    @property
+    def data_facts(self) -> dict[str, str]:
+        """What must be the same for a resumed run to go on exactly: of each source its frames, contract and share."""
+        facts = {}
+        for part in self.parts:
+            shares = part.mixture.shares
+            for source in part.mixture.sources:
+                frames, contract = part.mixture.sizes[source.name], source.contract.sha256[:12]
+                facts[source.name] = f"{frames} frames, contract {contract}, share {shares[source.name]:.6f}"
+        if self.data.answers:
+            facts["answers"] = hashlib.sha256("\n".join(self.data.answers).encode()).hexdigest()[:12]
+        return facts
 
     def done(self, config: "TrainConfig") -> float:
         """The share of the run that is over, in [0, 1]."""
@@ -106,7 +126,7 @@ class TrainingRun:
     def train_step(self, learning_rate: float) -> Losses:
         """One optimizer step on the samples that `seed` and `step` determine, of which this process takes its share.
 
-        Returns this process's part of the step's losses.
+        Returns this process's part of the step's losses. Weights stay as they are where `gradient_norm` is no number.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -124,11 +144,13 @@ class TrainingRun:
                 # Gradients are averaged over processes, and each of these losses is a part of a sum.
                 self.accelerator.backward(losses.total * self.processes.count)
             found.append(losses)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)  # of all processes' together
+        self.gradient_norm = float(whole(norm))
         self.step += 1
-        self.average.update(self.bare, self.step)
+        if math.isfinite(self.gradient_norm):
+            self.optimizer.step()
+            self.average.update(self.bare, self.step)
+        self.optimizer.zero_grad()
         return found[0] if pieces == 1 else added(found)
 
     def _losses(self, sample: dict[str, Tensor], counts: Counts, share: int) -> Losses:

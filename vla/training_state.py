@@ -80,8 +80,9 @@ def load_training_state(directory: Path, model: nn.Module, optimizer: torch.opti
 def publish(root: Path, step: int, temporary: Path, keep: int) -> Path:
     """Moves a complete checkpoint to its name, points `last` at it and drops all but the newest `keep`."""
     final = root / f"{step:06d}"
-    if final.exists():  # trained again after a resume from an older one: `last` does not point here
-        shutil.rmtree(final)
+    for path in root.iterdir():  # trained again after a resume from an older one: `last` does not point there
+        if path.name.isdigit() and int(path.name) >= step:
+            shutil.rmtree(path)
     for path in sorted(temporary.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

@@ -111,7 +111,8 @@ class HeldOut:
         self._training = training
         contract, processes = training.contract, training.processes
         frames = min(source.size, FRAMES)
-        batches = -(-frames // training.config.batch_size) * processes.count
+        at_once = max(1, training.config.batch_size // training.config.accumulate)  # as many as training has room for
+        batches = -(-frames // at_once) * processes.count
         size = max(1, frames // batches)
         # The policy's cameras, and the statistics that the network was shown these frames with.
         self.contract: PolicyContract = replace(contract, statistics=source.contract.statistics)

@@ -24,7 +24,7 @@ from volar.vla.decoders.autoregressive import Autoregressive
 from volar.vla.decoders.decoder import Prefix
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
-from volar.vla.processor_volar import InferenceGraph, TorchPolicy, save_policy
+from volar.vla.processor_volar import TorchPolicy, save_policy
 
 from .tiny_vlms import tiny_model, tiny_tokenizer
 
@@ -283,15 +283,15 @@ def test_choices_are_named(short: PolicyContract) -> None:
 @pytest.mark.parametrize("backbone", ["tiny", "smolvlm", "paligemma2", "llava"])
 def test_all_happens_on_the_models_device(decoder: str, backbone: str, short: PolicyContract) -> None:
     """With torch's stand-ins for tensors of a GPU, which refuse to meet those of the CPU as real ones do."""
-    graph = InferenceGraph(network(short, decoder, backbone, state_as="tokens"), short)
-    gpu = torch.device("cuda")
+    model, gpu = network(short, decoder, backbone, state_as="tokens"), torch.device("cuda")
     with FakeTensorMode(), torch.no_grad():
-        for module in graph.modules():
+        for module in model.modules():
             for held in (module._parameters, module._buffers):
                 for name, value in held.items():
                     if value is not None:
                         there = torch.empty(value.shape, dtype=value.dtype, device=gpu)
                         held[name] = torch.nn.Parameter(there) if held is module._parameters else there
+        graph = TorchPolicy(model, short, InstructionTokenizer.load()).graph
         with pytest.raises(RuntimeError, match="device"):
             graph.state_scaler(torch.zeros(2, 10))
         images = {c.name: torch.zeros(2, c.height, c.width, 3, dtype=torch.uint8, device=gpu) for c in short.cameras}

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from volar.datasets.episode import POINTS_SHAPE, Episode
 from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.lerobot_format import load_contract
-from volar.robots.contract import PolicyContract
+from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.interface import Observation
 from volar.vla.action_tokenizers.fast import Fast
@@ -205,6 +207,48 @@ def test_another_chunk_than_the_contract_s_is_an_error(saved: Path) -> None:
 
     with pytest.raises(VolarError, match="chunk_length is 5, but the contract of the policy says 8"):
         VolarPolicy.from_pretrained(saved, config=LeRobotConfig(device="cpu", chunk_length=5))
+
+
+def test_flags_that_want_another_network_are_refused(saved: Path) -> None:
+    """LeRobot puts them beside `--policy.path`; a network that was trained cannot become another."""
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    for flag, says in (("decoder=flow", "decoder=parallel, not flow"), ("vision=frozen", "vision=full, not frozen")):
+        config = LeRobotConfig.from_pretrained(saved, cli_overrides=["--device=cpu", f"--{flag}"])
+        with pytest.raises(VolarError, match=f"the trained policy has {says}"):
+            VolarPolicy.from_pretrained(saved, config=config)
+
+
+def test_a_dataset_of_another_contract_is_refused(
+    episodes: Path, model: VolarModel, contract: PolicyContract, tmp_path: Path
+) -> None:
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    other = replace(contract, action=replace(contract.action, gripper="open_is_zero"))
+    save_policy(tmp_path / "other", model, other, InstructionTokenizer.load())
+    with pytest.raises(ContractError, match=r"episodes does not fit .*gripper.*open_is_zero"):
+        VolarPolicy.from_pretrained(tmp_path / "other", dataset_meta=SimpleNamespace(root=episodes))
+
+
+def test_flow_learns_what_it_can_say(episodes: Path) -> None:
+    """Actions beyond the quantiles count as those at them, as in volar-train."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    config = LeRobotConfig(device="cpu", backbone=SMALL, decoder="flow", expert_width=32)
+    policy = VolarPolicy(config, LeRobotDatasetMetadata("volar/test", root=episodes))
+    batch = {f"observation.images.{c.name}": torch.rand(2, 3, 32, 32) for c in policy.contract.cameras}
+    batch |= {"observation.state": torch.zeros(2, 10), "task": ["lift the zyx block"] * 2}
+    losses = []
+    bounded = torch.isfinite(policy.action_limit) & (policy.action_scale > 0)
+    for beyond in (1.0, 10.0):
+        torch.manual_seed(1)
+        actions = policy.action_offset + beyond / policy.action_scale.where(bounded, torch.inf)
+        losses.append(policy.forward(batch | {"action": actions.expand(2, 8, 7)})[1]["action"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_make_policy_opens_what_our_trainer_wrote(

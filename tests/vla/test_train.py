@@ -18,7 +18,7 @@ from volar.vla.instruction_tokenizer import WORDS
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_loop import learning_rate
 from volar.vla.training_run import TrainingRun
-from volar.vla.training_state import load_progress
+from volar.vla.training_state import load_progress, publish
 
 Settings = Callable[..., TrainConfig]
 
@@ -73,6 +73,9 @@ def test_a_resumed_run_must_be_the_same_run(settings: Settings) -> None:
     train(settings(steps=1))
     with pytest.raises(VolarError, match=r"learning_rate: was 0\.001, is 0\.5"):
         train(settings(resume=True, learning_rate=0.5))
+    (settings().output / "train.json").write_text('{"seed": "0", "opti')
+    with pytest.raises(VolarError, match=r"train\.json is broken .* overwrite=true"):
+        train(settings(resume=True))
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_without_it(settings: Settings, tmp_path: Path) -> None:
@@ -122,6 +125,56 @@ def test_a_diverged_loss_ends_with_a_usable_checkpoint(settings: Settings) -> No
     with pytest.raises(VolarError, match="learning_rate below"):
         train(settings(learning_rate=1e18, steps=50, save_every_steps=1, warmup_steps=1))
     assert all(np.isfinite(value).all() for value in weights(settings().output).values())
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss may be finite where its gradient is not; the checkpoint from before trains on."""
+    step = TrainingRun.train_step
+
+    def with_a_broken_gradient(self: TrainingRun, rate: float) -> object:
+        if self.step == 2:
+            self.bare.point_queries.register_hook(lambda gradient: gradient * torch.inf)
+        return step(self, rate)
+
+    monkeypatch.setattr(TrainingRun, "train_step", with_a_broken_gradient)
+    with pytest.raises(VolarError, match="gradient became nan at step 3; start again with a learning_rate below"):
+        train(settings(output=tmp_path / "early"))
+    with pytest.raises(VolarError, match=r"the last checkpoint is from before: train with init=.*, another output"):
+        train(settings(save_every_steps=1))
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "000002"
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="which this run reads"):
+        settings(init=tmp_path / "run", overwrite=True)
+    train(settings(init=tmp_path / "run", steps=2, output=tmp_path / "on"))
+    assert np.isfinite(json.loads((tmp_path / "on" / "metrics.jsonl").read_text())["total"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"ema_decay": -1.0}, "ema_decay"),
+        ({"mix": MixtureRules(statistics="own")}, r"mix\.statistics"),
+        ({"evaluate_every_steps": 5, "stage": "grounding"}, "stage=cloning"),
+        ({"evaluate_tasks": ("lift",)}, "evaluate_every_steps=N"),
+        ({"init": Path("run"), "backbone": "smol", "backbone_dtype": "bfloat16"}, "backbone_dtype"),
+        ({"init": Path("run"), "backbone": "smol", "decoder": "autoregressive", "action_ids": "added"}, "action_ids"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(wrong: dict[str, object], says: str, settings: Settings) -> None:
+    with pytest.raises(UsageError, match=says):
+        settings(**wrong)
+
+
+def test_checkpoints_of_a_future_that_did_not_happen_go(tmp_path: Path) -> None:
+    for step in (50, 100, 200):
+        (tmp_path / f"{step:06d}").mkdir()
+    (tmp_path / "last").symlink_to("000100")  # 200 was complete when the link was to move
+    (tmp_path / "writing").mkdir()
+    publish(tmp_path, 150, tmp_path / "writing", keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000150", "last"]
+    assert (tmp_path / "last").resolve().name == "000150"
 
 
 def test_cloning_needs_action_statistics(settings: Settings, dataset: Path) -> None:

@@ -71,6 +71,16 @@ def test_a_killed_mixture_ends_with_the_same_bits(
             train(replace(settings, resume=True, **changes))
 
 
+def test_a_mixture_that_changed_in_its_file_is_another_run(settings: TrainConfig, tmp_path: Path) -> None:
+    file = tmp_path / "mixture.yaml"
+    file.write_text("dataset: 0.7\nother: 0.3\n")
+    config = replace(settings, mixture=str(file), steps=1)
+    train(config)
+    file.write_text("dataset: 0.5\nother: 0.5\n")
+    with pytest.raises(VolarError, match=r"other: 64 frames, .* share 0\.3.*, now 64 frames, .* share 0\.5"):
+        train(replace(config, steps=2, resume=True))
+
+
 def test_each_dataset_can_keep_its_own_statistics(settings: TrainConfig, dataset: Path) -> None:
     config = replace(settings, mix=MixtureRules(missing_cameras="pad", statistics="own"), augmentation=Augmentation())
     training = TrainingRun.start(config)

@@ -49,7 +49,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """One file in this folder and one line in `DECODERS`. Actions are (B, H, A), normalized; `mask` (B, H)."""
+    """One file in this folder, chosen in `make_decoder`. Actions are (B, H, A), normalized; `mask` (B, H)."""
 
     def loss(
         self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int

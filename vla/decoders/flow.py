@@ -21,7 +21,7 @@ from volar.vla.decoders.decoder import Decoded, Prefix
 if TYPE_CHECKING:
     from volar.vla.modeling_volar import VolarModel
 
-# Times are drawn so that noisy ones come more often: 1 - t is 0.999 times a Beta(1.5, 1) (pi0, appendix B).
+# Times are drawn so that noisy ones come more often: t is 0.999 (1 - Beta(1.5, 1)) (pi0, appendix B).
 _BETA, _LAST = 1.5, 0.999
 _PERIODS = (4e-3, 4.0)  # of the embedding of t in [0, 1], as in pi0
 
@@ -48,7 +48,7 @@ class Flow(nn.Module):
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
         noise = torch.randn(actions.shape, generator=generator).to(actions)
         late = torch.rand(len(actions), generator=generator) ** (1 / _BETA)  # a Beta(1.5, 1)
-        t = (1 - _LAST * late).to(actions)  # (B,)
+        t = (_LAST * (1 - late)).to(actions)  # (B,), from 0, where decoding begins
         hidden, context = self._read(model, prefix)
         x = torch.lerp(noise, actions, t[:, None, None])
         error = (self._velocity(x, t, *context) - (actions - noise)).square().mean(-1)  # (B, H)

@@ -48,7 +48,7 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     flow_steps: int = DEFAULT.flow_steps
     chunk_length: int | None = None
     execute_steps: int | None = None
-    learning_rate: float = 3e-4  # as the trainer's default
+    learning_rate: float = 3e-4
     discover_packages_path: str | None = None
 
     def architecture(self) -> volar_config.VolarConfig:
@@ -83,4 +83,4 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
         return None
 
     def validate_features(self) -> None:
-        """Nothing: a contract is checked against the dataset's features when the policy is made."""
+        """Nothing: the dataset's contract is compared with the policy's when that is made."""

@@ -5,7 +5,7 @@ the uint8 they came from, and state and actions are in physical units on LeRobot
 """
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from volar.vla.lerobot_plugin.configuration_volar import VolarConfig
 from volar.vla.losses import imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
 from volar.vla.processor_volar import InferenceGraph, save_policy
+from volar.vla.training_run import require_same_inputs
 
 IMAGES, BODY = "observation.images.", "observation.body"
 Parts = tuple[VolarModel, PolicyContract, InstructionTokenizer]
@@ -52,27 +53,40 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
             if wanted not in (None, found):
                 raise VolarError(f"{name} is {wanted}, but the contract of the policy says {found}")
             setattr(config, name, found)
+        _require_architecture(config, model)
         config.input_features, config.output_features = _features(self.contract)
         self.graph = InferenceGraph(model, self.contract)
         action = Normalizer.of_contract(self.contract, "action")
         self.register_buffer("action_offset", torch.tensor(action.offset, dtype=torch.float32), persistent=False)
         self.register_buffer("action_scale", torch.tensor(action.scale, dtype=torch.float32), persistent=False)
+        self.register_buffer("action_limit", torch.tensor(action.clip_high, dtype=torch.float32), persistent=False)
         self._fits: set[str] = set()
         self.reset()
         self.to(config.device)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_name_or_path: str | Path, *, config: VolarConfig | None = None, **kwargs: Any
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: VolarConfig | None = None,
+        dataset_meta: Any = None,
+        **kwargs: Any,
     ) -> "VolarPolicy":
-        """A directory that volar-train or LeRobot wrote, or a Hub repository of one. In evaluation mode."""
+        """A directory that volar-train or LeRobot wrote, or a Hub repository of one. In evaluation mode.
+
+        Raises `ContractError` listing every field in which the dataset of `dataset_meta`, to train on, does not fit.
+        """
         directory = Path(pretrained_name_or_path)
         if not directory.is_dir():
             from huggingface_hub import snapshot_download
 
             directory = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
         config = config or VolarConfig.from_pretrained(directory)
-        policy = cls(config, parts=load_parts(directory))
+        parts = load_parts(directory)
+        if dataset_meta is not None:
+            require_same_inputs(load_contract(Path(dataset_meta.root)), parts[1], Path(dataset_meta.root))
+        policy = cls(config, parts=parts)
         policy.eval()
         return policy
 
@@ -93,7 +107,8 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         model, actions = self.graph.model, batch["action"]  # (B, H, A)
         images, state, ids = self._inputs(batch)
         padded = batch.get("action_is_pad", torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device))
-        normal, mask = (actions - self.action_offset) * self.action_scale, ~padded
+        normal = ((actions - self.action_offset) * self.action_scale).clamp(-self.action_limit, self.action_limit)
+        mask = ~padded
         if model.config.decoder == "parallel":
             outputs: Any = self.graph.outputs(images, state, ids)
         else:
@@ -150,6 +165,17 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
             own = f"{self.contract.action.rate_hz:g}"
             raise ContractError(f"the policy acts {own} times a second, the environment {rate_hz}: --env.fps={own}")
         self._fits.add(text)
+
+
+def _require_architecture(config: VolarConfig, model: VolarModel) -> None:
+    """Raises `VolarError` naming what LeRobot's flags want of a trained network that it is not."""
+    wanted, found = config.architecture(), model.config
+    pairs = {f.name: (getattr(found, f.name), getattr(wanted, f.name)) for f in fields(found)}
+    differing = [f"{name}={has}, not {asked}" for name, (has, asked) in pairs.items() if has != asked]
+    if differing:
+        raise VolarError(
+            f"the trained policy has {'; '.join(differing)}; volar-train init=POLICY makes another network of it"
+        )
 
 
 def _features(contract: PolicyContract) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:

@@ -77,8 +77,11 @@ def convert(config: ConvertOpenVLAConfig) -> None:
     checkpoint = Checkpoint.open(config.path)
     contract = contract_of(checkpoint, config)
     checkpoint.network()  # every tensor is there and has its shape
-    if config.output.exists() and not config.overwrite and any(config.output.iterdir()):
-        raise OutputExists(f"{config.output} is not empty: choose another output, or replace it with overwrite=true")
+    if config.output.exists() and any(config.output.iterdir()):
+        if not (config.output / CONTRACT).is_file():  # nor with overwrite=true: a wrong path must not cost a folder
+            raise OutputExists(f"output {config.output} holds something else than a converted checkpoint; give another")
+        if not config.overwrite:
+            raise OutputExists(f"output {config.output} holds a converted checkpoint; overwrite=true replaces it")
     with _replaced(config.output) as folder:
         raw = {key: value for key, value in checkpoint.raw.items() if key not in ("norm_stats", "auto_map")}
         (folder / CONFIG).write_text(json.dumps({**raw, "type": "openvla"}, indent=1) + "\n")

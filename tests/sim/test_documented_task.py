@@ -1,4 +1,4 @@
-"""The README's task, taken from its text, is one: it starts, is asked for, and its expert succeeds."""
+"""The task of docs/add-a-task.md, taken from its text, is one: it starts, is asked for, and its expert succeeds."""
 
 import re
 from pathlib import Path
@@ -11,22 +11,22 @@ from volar.sim import tasks
 from volar.sim.tasks.task import Task
 from volar.sim.world import StepDriver, TaskWorld
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-task.md"
 
 
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> Task:
     (source,) = (
-        text for text in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class Hover" in text
+        text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "class Hover" in text
     )
     names: dict[str, Any] = {}
-    exec(compile(source, "README.md", "exec"), names)
+    exec(compile(source, PAGE.name, "exec"), names)
     hover: Task = names["Hover"]()
     monkeypatch.setitem(tasks.TASKS, hover.name, hover)
     return hover
 
 
-def test_the_task_of_the_readme_can_be_done(task: Task) -> None:
+def test_the_documented_task_can_be_done(task: Task) -> None:
     driver = StepDriver(TaskWorld(task.name, cameras=()))
     for seed in range(3):
         driver.reset(seed)
