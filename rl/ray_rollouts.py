@@ -36,7 +36,8 @@ class RayRollouts:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        free = int(ray.available_resources().get("CPU", 0))
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = int(resources.get("CPU", 0))
         if free < workers:
             self._end()
             raise VolarError(

@@ -1,5 +1,6 @@
 """A robot as data: limits, home, cameras, names. One file a robot fills it in (fr3.py, ...)."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 
+ROBOTS = ("fr3", "ur5e", "so101")  # each a module of this folder, with its `RobotSpec` in capitals
 # What `kinematics.Arm.proprio` returns: position, first two columns of the rotation, opening of the gripper.
 STATE_NAMES = (
     *("ee_x", "ee_y", "ee_z"),
@@ -134,16 +136,12 @@ def load_robot(name: str) -> RobotSpec:
 
     Raises `Unknown` naming the choices, and as `mjcf_arm.with_asset`.
     """
-    from volar.robots.fr3 import FR3
-    from volar.robots.so101 import SO101
-    from volar.robots.ur5e import UR5E
-
-    robots = {spec.name: spec for spec in (FR3, SO101, UR5E)}
     name, _, asset = name.partition("+")
-    if name not in robots:
-        raise Unknown("robot", name, robots)
+    if name not in ROBOTS:
+        raise Unknown("robot", name, ROBOTS)
+    spec: RobotSpec = getattr(importlib.import_module(f"volar.robots.{name}"), name.upper())
     if asset:
         from volar.robots.mjcf_arm import with_asset
 
-        return with_asset(robots[name], asset)
-    return robots[name]
+        return with_asset(spec, asset)
+    return spec

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from volar.robots.command_line import run
 from volar.robots.control_loop import MAX_RATE_HZ, MIN_RATE_HZ
 from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.spec import ROBOTS as ARMS
 
 if TYPE_CHECKING:
     from volar.robots.action_space import ActionSpec
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from volar.sim.wall_clock import RealTimeRun
     from volar.sim.world import TaskWorld
 
-ROBOTS = ("sim/fr3", "sim/ur5e", "sim/so101", "ros2/fr3", "ros2/ur5e", "ros2/so101", "lerobot/so101")
+ROBOTS = (*(f"{where}/{robot}" for where in ("sim", "ros2") for robot in ARMS), "lerobot/so101")
 EXAMPLES = (
     'volar-control policy=runs/artifact robot=sim/fr3 instruction="lift the red block"',
     "volar-control policy=runs/artifact task=lift episodes=50 output=runs/lifts",

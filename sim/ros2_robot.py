@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from volar.robots.command_line import run
 from volar.robots.errors import Unknown
+from volar.robots.spec import ROBOTS
 
 if TYPE_CHECKING:
     from volar.sim.world import TaskWorld
 
-ROBOTS = ("fr3", "ur5e", "so101")
 EXAMPLES = (
     "volar-sim-robot task=lift",
     "volar-sim-robot task=open_drawer robot=ur5e seed=3 camera_hz=10 image_size=128",

@@ -202,8 +202,6 @@ class TrainConfig:
             raise UsageError("validation= is for stage=cloning: it measures actions")
         if self.evaluate_every_steps is not None and self.stage == "grounding":
             raise UsageError("evaluate_every_steps= is for stage=cloning: it measures what the arm does")
-        if self.evaluate_every_steps is None and self.evaluate_tasks:
-            raise UsageError("evaluate_tasks= needs evaluate_every_steps=N")
         if self.parallel == "fsdp" and self.backbone_dtype != "float32":
             raise UsageError("parallel=fsdp shards weights of one precision: backbone_dtype=float32")
         if self.parallel == "fsdp" and self.validation and self.tokenizer == "fast":

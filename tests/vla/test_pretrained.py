@@ -183,7 +183,7 @@ def test_added_action_ids_leave_every_word_its_own(settings: Settings, folder: P
     assert model.decoder.first_id == size  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="language=full, or action_ids=last"):
         train(settings(language="lora", overwrite=True, **of))
-    with pytest.raises(UsageError, match="decoder=autoregressive of a pretrained"):
+    with pytest.raises(UsageError, match="decoder=autoregressive of a new run"):
         settings(action_ids="added")
 
 

@@ -94,7 +94,7 @@ def test_a_run_is_not_resumed_on_data_that_has_changed(settings: Settings, datas
     train(settings(steps=1))
     contract = load_contract(dataset)
     replace(contract, instruction_template="please {instruction}").save(dataset / "meta" / "volar_contract.json")
-    with pytest.raises(VolarError, match="has changed since"):
+    with pytest.raises(VolarError, match=r"have changed since .*dataset: 64 frames"):
         train(settings(resume=True))
 
 
@@ -157,7 +157,6 @@ def test_a_gradient_that_is_no_number_changes_nothing(
         ({"ema_decay": -1.0}, "ema_decay"),
         ({"mix": MixtureRules(statistics="own")}, r"mix\.statistics"),
         ({"evaluate_every_steps": 5, "stage": "grounding"}, "stage=cloning"),
-        ({"evaluate_tasks": ("lift",)}, "evaluate_every_steps=N"),
         ({"init": Path("run"), "backbone": "smol", "backbone_dtype": "bfloat16"}, "backbone_dtype"),
         ({"init": Path("run"), "backbone": "smol", "decoder": "autoregressive", "action_ids": "added"}, "action_ids"),
     ],

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -209,11 +210,18 @@ def test_what_is_in_output_is_kept_until_told_otherwise(pristine: Path, tmp_path
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.txt").write_text("x")
-    with pytest.raises(OutputExists, match="overwrite=true"):
-        convert(ConvertOpenVLAConfig(pristine, output, dataset="mine", robot="fr3"))
+    for overwrite in (False, True):
+        with pytest.raises(OutputExists, match="holds something else"):
+            convert(ConvertOpenVLAConfig(pristine, output, dataset="mine", robot="fr3", overwrite=overwrite))
     assert (output / "mine.txt").is_file()
-    convert(ConvertOpenVLAConfig(pristine, output, dataset="mine", robot="fr3", overwrite=True))
-    assert not (output / "mine.txt").exists()
+    mine = ConvertOpenVLAConfig(pristine, tmp_path / "converted", dataset="mine", robot="fr3")
+    convert(mine)
+    (mine.output / "old.txt").write_text("x")
+    with pytest.raises(OutputExists, match="overwrite=true"):
+        convert(mine)
+    assert (mine.output / "old.txt").is_file()
+    convert(replace(mine, overwrite=True))
+    assert not (mine.output / "old.txt").exists()
 
 
 def test_settings_that_cannot_be_are_refused(pristine: Path, tmp_path: Path) -> None:
