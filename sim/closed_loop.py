@@ -12,6 +12,7 @@ import numpy as np
 from volar.robots.body import JointCommand
 from volar.robots.contract import PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.errors import VolarError
 from volar.robots.interface import Policy
 from volar.robots.kinematics import Arm
 from volar.robots.limit_margins import MarginMeter
@@ -20,6 +21,10 @@ from volar.sim.episode_record import EpisodeRecord
 from volar.sim.premise import broken_premise
 from volar.sim.trace import Trace
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
+
+
+class NothingRuns(VolarError):
+    """What an episode runs on cannot be started, so that no episode could run."""
 
 
 def episode_seed(seed: int, task: str, index: int) -> int:
@@ -94,8 +99,8 @@ class ClosedLoop:
         policy is told another order and success is still that of the original goal; under `held_out_instruction` it
         is told the goal in a phrasing that no demonstration has. A seed whose premise does not hold is not run. A
         failure inside the episode (diverged physics, a policy that raises) is recorded, not raised. Raises `Unknown`
-        for another condition. With the `draws` of an earlier episode, randomization draws nothing, and the premise is
-        not looked at again.
+        for another condition, `RenderingUnavailable` and `NothingRuns` where no episode could run. With the `draws` of
+        an earlier episode, randomization draws nothing, and the premise is not looked at again.
         """
         check_condition(condition)
         self.trace = Trace()
@@ -115,7 +120,7 @@ class ClosedLoop:
         except Exception as error:  # one broken episode must not take the others with it
             from volar.sim.rendering import RenderingUnavailable
 
-            if isinstance(error, RenderingUnavailable):  # no episode could run
+            if isinstance(error, RenderingUnavailable | NothingRuns):  # no episode could run
                 raise
             self.trace.fail(error)
         return episode.record(index, seed, condition, instruction)

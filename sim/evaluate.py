@@ -142,6 +142,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     robot = load_robot(config.model)
     folder = find_policy(config.policy or default_policy())
     if config.through == "ros2":
+        from volar.sim.through_ros2 import require_ros2
+
+        require_ros2()
         artifact_folder(str(folder))  # what a controller runs, or the reason why not
     contract = read_contract(folder)
     require(contract, robot)

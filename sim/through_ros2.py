@@ -19,7 +19,7 @@ from volar.robots.body import JointCommand
 from volar.robots.errors import VolarError
 from volar.robots.policies import read_contract
 from volar.robots.real_time import Pacer
-from volar.sim.closed_loop import ClosedLoop, RunningEpisode
+from volar.sim.closed_loop import ClosedLoop, NothingRuns, RunningEpisode
 from volar.sim.conditions import told
 from volar.sim.ros2_twin import PERIOD_NS, Twin
 
@@ -38,8 +38,8 @@ raise SystemExit(main())
 
 
 class Ros2ClosedLoop(ClosedLoop):
-    """As `ClosedLoop`, for a policy that a controller node runs. Raises `VolarError` where ROS 2 is not installed or
-    the controller does not start."""
+    """As `ClosedLoop`, for a policy that a controller node runs. `run` raises `NothingRuns` where the nodes do not
+    start; where the controller ends later, that costs one episode, and the next one starts new nodes."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Ros2ClosedLoop(ClosedLoop):
         deadline_s = time.monotonic() + READY_S
         while twin.received == 0:  # the scene waits for its first command
             if time.monotonic() > deadline_s:
-                raise VolarError(f"the controller sent no command within {READY_S:g} s: {controller.said}")
+                raise self._lost(f"sent no command within {READY_S:g} s: {controller.said}")
             self._period(physics=False)
         return instruction
 
@@ -79,7 +79,7 @@ class Ros2ClosedLoop(ClosedLoop):
         twin.begin_period()
         came = twin.await_command()
         if not came and not self._controller.alive:
-            raise VolarError(f"the controller ended: {self._controller.error}")
+            raise self._lost(f"ended: {self._controller.error}")
         reason = STARVED if not came else f"reflex: {twin.reflex_reason}" if twin.reflex_reason else None
         twin.end_period()
         command = JointCommand(twin.last_q, twin.last_dq, twin.last_ddq, twin.width_m)
@@ -88,25 +88,46 @@ class Ros2ClosedLoop(ClosedLoop):
 
     def close(self) -> None:
         """Ends the controller's process and frees the renderer."""
-        if self._controller is not None:
-            self._controller.close()
-        if self._twin is not None:
-            import rclpy
-
-            self._twin.__exit__(None, None, None)
-            rclpy.try_shutdown()
+        self._end_nodes()
         super().close()
 
+    def _end_nodes(self) -> None:
+        controller, twin = self._controller, self._twin
+        self._controller = self._twin = None
+        if controller is not None:
+            controller.close()
+        if twin is not None:
+            import rclpy
+
+            twin.__exit__(None, None, None)
+            rclpy.try_shutdown()
+
+    def _lost(self, how: str) -> VolarError:
+        """The error to raise, after which the next episode starts new nodes."""
+        self._end_nodes()
+        return VolarError(f"the controller {how}")
+
     def _nodes(self) -> "tuple[Twin, ControllerProcess]":
+        """Those that run, or new ones. Raises `NothingRuns`."""
+        if self._controller is not None and not self._controller.alive:
+            self._end_nodes()
         if self._twin is None or self._controller is None:
-            domain = _private_domain()
-            _init_ros(domain)
-            self._twin = Twin(self.world, camera_hz=25.0)
-            self._twin.__enter__()
-            self._pacer.start()
-            self._controller = ControllerProcess(self._twin.node, self._policy, self._robot, domain)
-            self._advance_until(self._controller.found(), physics=False)
-            self._advance_until(self._controller.transition("configure"), physics=False)
+            try:
+                return self._new_nodes()
+            except Exception as error:  # no episode's fault
+                self._end_nodes()
+                raise NothingRuns(f"through=ros2: the nodes do not start: {error}") from error
+        return self._twin, self._controller
+
+    def _new_nodes(self) -> "tuple[Twin, ControllerProcess]":
+        domain = _private_domain()
+        _init_ros(domain)
+        self._twin = Twin(self.world, camera_hz=25.0)
+        self._twin.__enter__()
+        self._pacer.start()
+        self._controller = ControllerProcess(self._twin.node, self._policy, self._robot, domain)
+        self._advance_until(self._controller.found(), physics=False)
+        self._advance_until(self._controller.transition("configure"), physics=False)
         return self._twin, self._controller
 
     def _period(self, physics: bool) -> None:
@@ -123,9 +144,9 @@ class Ros2ClosedLoop(ClosedLoop):
         deadline_s = time.monotonic() + READY_S
         while done is not None and not done():
             if not self._controller.alive:
-                raise VolarError(f"the controller ended: {self._controller.error}")
+                raise self._lost(f"ended: {self._controller.error}")
             if time.monotonic() > deadline_s:
-                raise VolarError(f"the controller did not answer within {READY_S:g} s: {self._controller.said}")
+                raise self._lost(f"did not answer within {READY_S:g} s: {self._controller.said}")
             self._period(physics)
 
 
@@ -220,12 +241,18 @@ def _private_domain() -> int:
     return 1 + secrets.randbelow(100)
 
 
-def _init_ros(domain: int) -> None:
+def require_ros2() -> None:
     """Raises `VolarError` naming the extra where rclpy is missing."""
     try:
-        import rclpy
-        from rclpy.signals import SignalHandlerOptions
+        import rclpy  # noqa: F401
     except ImportError as error:
         raise VolarError("through=ros2 needs ROS 2, which is not installed here: pip install 'volar[ros2]'") from error
+
+
+def _init_ros(domain: int) -> None:
+    require_ros2()
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     rclpy.init(domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)

@@ -1,6 +1,7 @@
 """What an evaluation depends on is looked at before anything is written, and again before it is continued."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_damaged_files_are_named(config: EvaluateConfig) -> None:
     with pytest.raises(VolarError, match=r"evaluation\.json cannot be read"):
         evaluate(replace(config, resume=True))
     assert read_results(config.output)["overall"]["episodes"] == 2
+
+
+def test_a_machine_without_ros_2_is_said_before_anything_is_written(
+    config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rclpy", None)  # as where it is not installed
+    with pytest.raises(VolarError, match=r"pip install 'volar\[ros2\]'"):
+        evaluate(replace(config, through="ros2"))
+    assert not config.output.exists()
 
 
 def test_a_margin_needs_a_stop() -> None:
