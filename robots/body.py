@@ -61,9 +61,10 @@ class Body(Protocol):
 class ChunkSource(Protocol):
     """Where the control loop gets its chunks: a policy in this process, in another, or remote.
 
-    `submit` must return at once; `poll` returns each chunk once, when it is there. Optional: `failure`, a property,
-    why no chunk will ever come any more, None while one may; and `submit_after(observation, prefix)`, where
-    `takes_prefix` is true, called in place of `submit` with the `ActionPrefix` that is executed meanwhile.
+    `submit` must return at once; `poll` returns each chunk once, when it is there. Optional: two properties, `failure`,
+    why no chunk will ever come any more, None while one may, and `error`, the latest reason why there was none; and
+    `submit_after(observation, prefix)`, where `takes_prefix` is true, called in place of `submit` with the
+    `ActionPrefix` that is executed meanwhile.
     """
 
     def submit(self, observation: Observation) -> None: ...

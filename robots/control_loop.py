@@ -42,6 +42,7 @@ class TickReport:
     `refused`: why the chunk that arrived in this tick was not taken. `error`: what was raised while
     observing or asking the policy; raise it where a failure must not pass for a hold. `mode`: the state after this
     tick. `denied`: why a request (pause, resume, stop, recover) answered in this tick was not granted.
+    `policy_error`: in a tick without an action, the source's latest reason why there was no chunk, where it has one.
     """
 
     stamp_ns: int
@@ -56,6 +57,7 @@ class TickReport:
     error: Exception | None = None
     mode: State = ls.RUNNING
     denied: str | None = None
+    policy_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class ControlLoop:
             failed or asked.error,
             self.mode.state,
             denied,
+            getattr(self._source, "error", None) if action is None else None,
         )
 
     def _start_anew(self, now_ns: int) -> None:

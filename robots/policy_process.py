@@ -135,6 +135,11 @@ class PolicyProcess:
         return (self._error or "the policy process is closed") if self._state in ("failed", "closed") else None
 
     @property
+    def error(self) -> str | None:
+        """The latest reason why there was no chunk: predicting failed, or the process died."""
+        return self._error
+
+    @property
     def restarts(self) -> int:
         """After crashes, so far."""
         return self._restarts

@@ -16,14 +16,17 @@ class PolicySource(ChunkSource, Protocol):
     """A running policy, out of the control loop's way; a context manager.
 
     `contract`: what the loop and the body must agree with. `failure`: why no chunk will ever come any more, None while
-    one may. `restarts`: how often it had to be started, or connected to, again. `predict_s`: how long the latest
-    inference took [s].
+    one may. `error`: the latest reason why there was no chunk, None so far; it stays when others come. `restarts`: how
+    often it had to be started, or connected to, again. `predict_s`: how long the latest inference took [s].
     """
 
     contract: PolicyContract
 
     @property
     def failure(self) -> str | None: ...
+
+    @property
+    def error(self) -> str | None: ...
 
     @property
     def restarts(self) -> int: ...

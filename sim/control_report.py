@@ -109,6 +109,8 @@ def print_summary(result: Mapping[str, Any]) -> None:
             console.print(f"broke down and counts as a failure: {run['reason']}")
     holds = ", ".join(f"{reason} {count}" for reason, count in result["holds"].items()) or "none"
     console.print(f"holds, in {result['ticks']} control periods: {holds}")
+    if result.get("policy_error"):
+        console.print(f"the policy gave no chunk, the last time because: {result['policy_error']}")
     console.print(
         "smallest margins to limits: " + ", ".join(f"{name} {value:.0%}" for name, value in result["margins"].items())
     )

@@ -32,7 +32,7 @@ class Bench:
         self.asked: list[Observation] = []
         self.answered = 0
         self.stamps_raise = False
-        self.dies: str | None = None
+        self.error: str | None = None
         self.loop = ControlLoop(self, arm, FR3.action, self, execute_steps=4, limits=limits)
         self.loop.set_instruction("lift the red block")
         self.loop.reset(0)
@@ -168,6 +168,16 @@ def test_the_first_fault_is_kept_and_each_is_reported(bench: Bench) -> None:
     report = bench.loop.tick(bench.now_ns)
     assert report.reason == ls.INVALID_JOINT_STATE
     assert bench.loop.mode.fault == ls.STOP_REQUESTED
+
+
+def test_why_the_policy_gives_no_chunk_is_in_the_report(bench: Bench) -> None:
+    """Not while there is an action to follow: the latest reason is an old one then."""
+    assert bench.run(5)[-1].policy_error is None
+    bench.error = "the instruction has 20 words"
+    assert {r.policy_error for r in bench.run(20)} == {None}
+    bench.loop.pause()
+    report = bench.run(1)[0]
+    assert (report.action, report.policy_error) == (None, "the instruction has 20 words")
 
 
 def test_instructions_change_in_any_state(bench: Bench) -> None:

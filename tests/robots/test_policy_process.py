@@ -76,7 +76,7 @@ def test_misfits_raise_here_and_failures_there_are_reported(artifact: "TinyArtif
         process.submit(artifact.observation("x" * 2000))
     process.submit(artifact.observation("lift " * 20))
     assert until(process, lambda: not process.pending) is None
-    assert "has 20 words" in str(process.status.error)
+    assert "has 20 words" in str(process.error)
     process.submit(artifact.observation())
     assert until(process, lambda: False) is not None
 
@@ -97,7 +97,7 @@ def test_a_crash_is_replaced_once_and_then_held(artifact: "TinyArtifact", proces
     os.kill(first, signal.SIGKILL)
     until(process, lambda: process.status.restarts == 1 and not process.pending)
     assert process.status.pid not in (None, first)
-    assert f"{first} died" in str(process.status.error)
+    assert f"{first} died" in str(process.error)
     process.submit(artifact.observation(stamp_ns=7))
     chunk = until(process, lambda: False)
     assert chunk is not None
