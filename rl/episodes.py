@@ -20,7 +20,7 @@ from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm
-from volar.sim.closed_loop import policy_steps, world_for
+from volar.sim.closed_loop import periods_of_step, policy_steps, world_for
 from volar.sim.rendering import RenderingUnavailable
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks.layout import NoLayout
@@ -157,7 +157,6 @@ class EpisodeRunner:
         self.policy.keeps_images = setting.images
         self._source = InProcessSource(self.policy, setting.latency_s)
         self._worlds: dict[str, tuple[TaskWorld, ControlLoop]] = {}
-        self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))
 
     def run(self, job: Job) -> Trajectory:
         """One episode; one that fails (no layout, diverged physics, no way for the arm) comes back as not valid."""
@@ -200,7 +199,7 @@ class EpisodeRunner:
         while steps < limit and not ended:
             before = privileged_state(told, world.state, 1.0 - steps / limit, self.setting.tasks)
             label = world.points() if self.setting.pointing else np.zeros(POINTS_SHAPE, np.float32)
-            for _ in range(self._ticks):
+            for _ in range(periods_of_step(steps, self.policy.contract.action.rate_hz)):
                 report = loop.tick(world.body.now_ns)
                 if report.error is not None:
                     raise report.error

@@ -45,6 +45,11 @@ def policy_steps(world: TaskWorld, contract: PolicyContract) -> int:
     return round(world.task.max_steps * contract.action.rate_hz / world.spec.action.rate_hz)
 
 
+def periods_of_step(step: int, rate_hz: float) -> int:
+    """Control periods of policy step `step`, counted from 0: steps end at whole periods, and none drifts."""
+    return round((step + 1) / (rate_hz * CONTROL_PERIOD_S)) - round(step / (rate_hz * CONTROL_PERIOD_S))
+
+
 class ClosedLoop:
     """A policy in one task's world. `latency_s`: from an observation to its chunk, on the virtual clock;
     `max_steps`: the longest episode, in policy steps, by default the task's. `trace`: of the last episode.
@@ -81,7 +86,7 @@ class ClosedLoop:
         self.world = world_for(task, robot, contract, randomization, world_seed)
         self.max_steps = max_steps or policy_steps(self.world, contract)
         self.trace = Trace()
-        self._ticks = round(1.0 / (contract.action.rate_hz * CONTROL_PERIOD_S))  # control periods a step
+        self._rate_hz = contract.action.rate_hz
         # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.
         self._premises: dict[int, tuple[str, Mapping[str, Any]]] = {}
 
@@ -113,7 +118,7 @@ class ClosedLoop:
             episode.begin()
             after_step(self.world)
             while episode.steps < self.max_steps and not episode.success:
-                for _ in range(self._ticks):
+                for _ in range(periods_of_step(episode.steps, self._rate_hz)):
                     self._tick(episode)
                 episode.end_step()
                 after_step(self.world)

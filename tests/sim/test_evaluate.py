@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from volar.robots.contract import ContractError
+from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.exported_policy import ExportedPolicy
+from volar.robots.interface import ActionChunk, Observation
 from volar.robots.limit_margins import LimitMargins
-from volar.sim.closed_loop import ClosedLoop, episode_seed
+from volar.robots.spec import load_robot
+from volar.sim.closed_loop import ClosedLoop, episode_seed, periods_of_step
 from volar.sim.colors import COLORS
 from volar.sim.conditions import WRONG_INSTRUCTION
 from volar.sim.episode_record import EpisodeRecord
@@ -71,6 +74,31 @@ def test_commands_stay_inside_every_limit(loop: ClosedLoop) -> None:
     margins = loop.run(13).margins
     for name in ("position", "velocity", "acceleration", "jerk"):
         assert 0.0 < getattr(margins, name) <= 1.0
+
+
+@pytest.mark.parametrize("rate_hz", [10.0, 25.0, 30.0, 40.0, 60.0])
+def test_an_episode_lasts_the_tasks_time_at_any_rate(artifact_folder: Path, rate_hz: float) -> None:
+    contract = replace(ExportedPolicy(artifact_folder).contract, action=load_robot("fr3").joint_action(rate_hz))
+    slow = ClosedLoop(_Still(contract), "reach")
+    record = slow.run(11)
+    assert record.steps == round(4.0 * rate_hz)
+    assert slow.world.body.now_ns == 4_000_000_000
+    periods = {periods_of_step(step, rate_hz) for step in range(1000)}
+    assert periods == ({100 // rate_hz} if 100 % rate_hz == 0 else {100 // rate_hz, 100 // rate_hz + 1})
+    slow.close()
+
+
+class _Still:
+    """A policy of joint positions that stays where it is."""
+
+    def __init__(self, contract: PolicyContract) -> None:
+        self.contract = contract
+
+    def reset(self, seed: int) -> None: ...
+
+    def predict(self, observation: Observation) -> ActionChunk:
+        actions = np.tile([*load_robot("fr3").home, 1.0], (self.contract.chunk_length, 1))
+        return ActionChunk(actions.astype(np.float32), observation.stamp_ns, 1.0 / self.contract.action.rate_hz)
 
 
 def test_the_wrong_instruction_names_another_colour_in_the_same_scene(loop: ClosedLoop) -> None:
