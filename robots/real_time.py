@@ -4,7 +4,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PRIORITY = 20  # of SCHED_FIFO, 1 to 99: above ordinary threads, below the kernel's interrupt threads (50)
 SPIN_S = 0.0003  # a sleep overshoots by 0.06 to 0.2 ms on Linux; the rest is waited for awake
@@ -62,7 +62,9 @@ def real_time_scheduling() -> Iterator[bool]:
     try:
         yield True
     finally:
-        os.sched_setscheduler(0, policy, parameters)
+        # The flag stays: Linux lets nobody without CAP_SYS_NICE clear it. Nor may leaving cost what the loop has done.
+        with suppress(OSError):
+            os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, parameters)
 
 
 @contextmanager
