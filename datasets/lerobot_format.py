@@ -27,9 +27,11 @@ from volar.datasets.lerobot_layout import (
     WRITER,
     DatasetError,
     decode_image,
+    height_and_width,
+    is_depth,
     parquet_file,
 )
-from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, v21_rows, v21_tasks
+from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, by_index, v21_rows, v21_tasks
 from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
 from volar.robots.contract import PolicyContract, differences
 
@@ -43,7 +45,7 @@ class DatasetInfo:
     """
 
     root: Path
-    fps: int
+    fps: float
     features: dict[str, dict[str, Any]]
     data_path: str
     video_path: str | None
@@ -58,12 +60,16 @@ class DatasetInfo:
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
         """Camera name -> (height, width)."""
-        return {name: _height_and_width(self.features[key]) for name, key in self.camera_keys.items()}
+        return {name: height_and_width(self.features[key]) for name, key in self.camera_keys.items()}
 
     @property
     def camera_keys(self) -> dict[str, str]:
-        """Camera name -> feature: `front` of `observation.images.front`, `image` of `observation.image`."""
-        keys = [key for key, feature in self.features.items() if feature["dtype"] in ("image", "video")]
+        """Camera name -> feature: `front` of `observation.images.front`, `image` of `observation.image`.
+
+        Depth maps are no cameras: their numbers are distances, not colours.
+        """
+        images = {key: feature for key, feature in self.features.items() if feature["dtype"] in ("image", "video")}
+        keys = [key for key, feature in images.items() if not is_depth(feature)]
         return {key.removeprefix(IMAGE_PREFIX).removeprefix("observation."): key for key in keys}
 
     def size(self, key: str) -> int:
@@ -117,7 +123,7 @@ def load_info(root: Path) -> DatasetInfo:
     _check_episodes(root, episodes)
     return DatasetInfo(
         root=root,
-        fps=int(info["fps"]),
+        fps=info["fps"],
         features=info["features"],
         data_path=info["data_path"],
         video_path=info.get("video_path"),
@@ -158,18 +164,36 @@ def load_contract(root: Path, wanted: PolicyContract | None = None) -> PolicyCon
     """The contract of a dataset with its statistics, or of a folder of generated frames.
 
     `wanted`: what it has to agree with in everything but statistics and chunking. Raises `DatasetError`
-    when there is no dataset or contract, or listing every field that differs.
+    when there is no dataset or contract, or listing every field that differs, from `wanted` or from the dataset's own
+    `info.json`.
     """
-    if not (root / FRAMES).is_file():
-        load_info(root)
+    info = None if (root / FRAMES).is_file() else load_info(root)
     if not (root / CONTRACT).is_file():
         raise DatasetError(f"{root} has no {CONTRACT}: units and frames are unknown; volar-convert writes one")
     contract = PolicyContract.load(root / CONTRACT)
+    if info is not None:
+        _require_own(info, contract)
     if wanted is not None:
         found = differences(wanted, contract, ignore=("statistics", "chunk_length", "execute_steps"))
         if found:
             raise DatasetError(f"the dataset {root} does not fit: " + "; ".join(map(str, found)))
     return contract
+
+
+def _require_own(info: DatasetInfo, contract: PolicyContract) -> None:
+    """Raises `DatasetError` listing where a contract is of other data. Cameras may be fewer than the data's."""
+    pairs: list[tuple[str, object, object]] = [
+        (f"camera {c.name} (height, width)", (c.height, c.width), info.cameras.get(c.name)) for c in contract.cameras
+    ]
+    pairs += [
+        ("states", len(contract.state_names), info.size("observation.state")),
+        ("actions", contract.action.size, info.size("action")),
+        ("frames a second", contract.action.rate_hz, info.fps),
+    ]
+    wrong = [f"{name} {said}, {INFO} {found}" for name, said, found in pairs if said != found]
+    if wrong:
+        fix = "put its own back, or remove it and say what its numbers mean with volar-convert source=lerobot"
+        raise DatasetError(f"{info.root}: {CONTRACT} is of other data ({'; '.join(wrong)}): {fix}")
 
 
 def read_episodes(root: Path) -> Iterator[Episode]:
@@ -308,11 +332,13 @@ def _video(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) ->
     path = info.video_file(row, key)
     if not path.is_file():
         raise DatasetError(f"{info.root} has no {path.relative_to(info.root)}")
-    stamps = table.column("timestamp").to_numpy() + row[f"videos/{key}/from_timestamp"]
+    stamps = table.column("timestamp").to_numpy().astype(np.float64) + row[f"videos/{key}/from_timestamp"]
+    # The timestamps are float32, and LeRobot's decoder compares in float32: late in a film, one step of that is more.
+    tolerance_s = max(1e-4, 2 * float(np.spacing(np.float32(stamps.max()))))
     for start in range(0, len(stamps), ROWS):
         try:
             some = stamps[start : start + ROWS].tolist()
-            images = decode_video_frames(path, some, 1e-4, "pyav", return_uint8=True)  # (n, 3, H, W)
+            images = decode_video_frames(path, some, tolerance_s, "pyav", return_uint8=True)  # (n, 3, H, W)
         except Exception as error:  # FFmpeg's and LeRobot's own, of many kinds
             what = f"{path} cannot be decoded for episode {row['episode_index']}"
             raise DatasetError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
@@ -325,19 +351,11 @@ def _place(episode: dict[str, Any], prefix: str) -> dict[str, int]:
     return {"chunk_index": chunk, "file_index": file, "episode_chunk": chunk, "episode_index": episode["episode_index"]}
 
 
-def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
-    """Writers put the channels first or last, and name the axes when they are LeRobot."""
-    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
-    first = str(names[0]).startswith("channel") if isinstance(names, list) and names else shape[0] == 3 != shape[-1]
-    return (shape[1], shape[2]) if first else (shape[0], shape[1])
-
-
 def _tasks(path: Path) -> tuple[str, ...]:
     rows = parquet_file(path).read()
     # Pandas keeps its index, the instruction, in the last column.
     text = next(n for n in ("task", "__index_level_0__") if n in rows.column_names)
-    order = np.argsort(rows.column("task_index").to_numpy())
-    return tuple(rows.column(text).to_pylist()[i] for i in order)
+    return by_index(dict(zip(rows.column("task_index").to_pylist(), rows.column(text).to_pylist(), strict=True)))
 
 
 def readable[T](path: Path, read: Callable[[Path], T]) -> T:

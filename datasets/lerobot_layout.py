@@ -87,6 +87,19 @@ def features(contract: PolicyContract, *, video: bool = False) -> dict[str, dict
     }
 
 
+def height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
+    """Writers put the channels first or last, and name the axes when they are LeRobot."""
+    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
+    first = str(names[0]).startswith("channel") if isinstance(names, list) and names else shape[0] == 3 != shape[-1]
+    return (shape[1], shape[2]) if first else (shape[0], shape[1])
+
+
+def is_depth(feature: dict[str, Any]) -> bool:
+    """As LeRobot tells it, `is_depth_map` or the older `video.is_depth_map`."""
+    about = (feature.get("video_info") or {}) | (feature.get("info") or {})
+    return bool(about.get("is_depth_map") or about.get("video.is_depth_map"))
+
+
 def arrow_schema(contract: PolicyContract, *, video: bool = False) -> pa.Schema:
     """Types of the data files' columns, with the metadata that HuggingFace `datasets` knows them by."""
     types: dict[str, pa.DataType] = {}

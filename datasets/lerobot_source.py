@@ -43,7 +43,7 @@ class LeRobotSource:
         if found != wanted:
             raise DatasetError(f"{path} has {found} states and actions, its contract {wanted}")
         if meant.action.rate_hz != info.fps:
-            raise DatasetError(f"{path} has {info.fps} frames a second, its contract {meant.action.rate_hz:g} Hz")
+            raise DatasetError(f"{path} has {info.fps:g} frames a second, its contract {meant.action.rate_hz:g} Hz")
         return LeRobotSource(info, replace(meant, cameras=sizes, statistics={}))
 
     @property

@@ -47,7 +47,11 @@ def v21_rows(path: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
 
 def v21_tasks(path: Path) -> tuple[str, ...]:
     """`tasks.jsonl` -> the instruction of each `task_index`. Raises `ValueError` as `v21_rows`."""
-    texts = {int(line["task_index"]): str(line["task"]) for line in _lines(path, "task_index", "task")}
+    return by_index({int(line["task_index"]): str(line["task"]) for line in _lines(path, "task_index", "task")})
+
+
+def by_index(texts: dict[int, str]) -> tuple[str, ...]:
+    """`task_index` -> instruction, as a tuple; one that no task has is empty."""
     return tuple(texts.get(i, "") for i in range(max(texts, default=-1) + 1))
 
 

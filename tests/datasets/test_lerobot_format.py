@@ -150,6 +150,24 @@ def test_contract_that_does_not_fit_lists_every_field(dataset: Path, contract: P
         assert name in str(caught.value)
 
 
+def test_a_contract_of_another_dataset_is_refused(dataset: Path, tmp_path: Path, contract: PolicyContract) -> None:
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    wrist = contract.cameras[1]
+    replace(contract, cameras=(wrist,)).save(root / "meta/volar_contract.json")
+    assert load_contract(root).cameras == (wrist,)  # not all of its cameras need be wanted
+    other = replace(
+        contract,
+        action=replace(contract.action, rate_hz=20),
+        state_names=contract.state_names[1:],
+        state_units=contract.state_units[1:],
+        cameras=(CameraSpec("front", 16, 24), wrist, CameraSpec("side", 8, 8)),
+    )
+    other.save(root / "meta/volar_contract.json")
+    says = r"front.* \(24, 16\), .*\(16, 24\); .*side.* \(8, 8\), .* None; states 9, .* 10; frames .* 20, .* 10"
+    with pytest.raises(DatasetError, match=says):
+        load_contract(root)
+
+
 def test_a_folder_that_is_no_dataset_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"meta/info\.json"):
         load_info(tmp_path)

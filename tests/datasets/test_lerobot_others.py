@@ -32,15 +32,18 @@ def film(number: int, steps: int) -> NDArray[np.uint8]:
     return frames
 
 
-def write_video(path: Path, frames: NDArray[np.uint8]) -> None:
+def write_video(path: Path, frames: NDArray[np.uint8], first: int = 0) -> None:
+    """`first`: the place of its first frame, in frames from the film's beginning."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("h264", rate=FPS, options={"g": "2", "crf": "18"})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for k, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = first + k
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
@@ -158,24 +161,78 @@ def test_v21_is_cached_and_damage_is_named(v21: Path, tmp_path: Path) -> None:
         load_info(root)
 
 
-def test_v3_with_several_films_in_a_file(tmp_path: Path, episode: Callable[[int], Episode]) -> None:
+@pytest.fixture(scope="module")
+def v3(tmp_path_factory: pytest.TempPathFactory, episode: Callable[[int], Episode]) -> Path:
+    """LeRobot's own, with one film. Read-only for tests."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    root = tmp_path_factory.mktemp("v3") / "dataset"
     features = {
         "observation.image": {"dtype": "video", "shape": (64, 96, 3), "names": ["height", "width", "channels"]},
         "observation.state": {"dtype": "float32", "shape": (10,), "names": None},
         "action": {"dtype": "float32", "shape": (7,), "names": None},
     }
-    writer = LeRobotDataset.create("volar/test", FPS, features, root=tmp_path / "v3")
-    wanted = [episode(n) for n in NUMBERS]
-    for number, one in enumerate(wanted):
+    writer = LeRobotDataset.create("volar/test", FPS, features, root=root)
+    for number, one in enumerate(map(episode, NUMBERS)):
         for t, image in enumerate(film(number, len(one))):
             values = {"observation.state": one.state[t], "action": one.actions[t], "task": one.instruction}
             writer.add_frame(values | {"observation.image": image})
         writer.save_episode()
     writer.finalize()
-    assert len(list((tmp_path / "v3").rglob("*.mp4"))) == 1
-    for number, (got, one) in enumerate(zip(read_episodes(tmp_path / "v3"), wanted, strict=True)):
+    assert len(list(root.rglob("*.mp4"))) == 1
+    return root
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Each row of a Parquet file, with what `change` makes of it."""
+    table = pq.read_table(path, partitioning=None)
+    rows = [row | change(row) for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+@pytest.mark.parametrize("first", [15_001, 300_007])
+def test_frames_late_in_a_film(v3: Path, tmp_path: Path, episode: Callable[[int], Episode], first: int) -> None:
+    """As where many episodes share a file: 25 minutes and 8 hours, at which float32 knows 0.1 and 2 ms."""
+    root = shutil.copytree(v3, tmp_path / "late")
+    films = np.concatenate([film(number, len(episode(n))) for number, n in enumerate(NUMBERS)])
+    write_video(next(root.rglob("*.mp4")), films, first)
+    key = "videos/observation.image/from_timestamp"
+    for path in (root / "meta/episodes").rglob("*.parquet"):
+        rewrite(path, lambda row: {key: row[key] + first / FPS})
+    found = np.concatenate([e.images["image"] for e in read_episodes(root)])
+    difference = np.abs(found.astype(int) - films).mean(axis=(1, 2, 3))
+    assert difference.max() < 6  # a neighbour's frame would be more
+
+
+def test_tasks_are_known_by_their_number(v3: Path, tmp_path: Path, episode: Callable[[int], Episode]) -> None:
+    """What is left when episodes were taken out: of the tasks 0, 1, 2 the last is number 5."""
+    root = shutil.copytree(v3, tmp_path / "gaps")
+    for path in (root / "meta/tasks.parquet", *(root / "data").rglob("*.parquet")):
+        rewrite(path, lambda row: {"task_index": 5 if row["task_index"] == 2 else row["task_index"]})
+    assert load_info(root).tasks[2:5] == ("", "", "")
+    assert [e.instruction for e in read_episodes(root)] == [episode(n).instruction for n in NUMBERS]
+
+
+@pytest.mark.parametrize("info", [{"is_depth_map": True}, {"video.is_depth_map": True}])
+def test_depth_is_no_camera(v3: Path, tmp_path: Path, info: dict[str, bool]) -> None:
+    root = shutil.copytree(v3, tmp_path / "depth")
+    about = json.loads((root / "meta/info.json").read_text())
+    about["features"]["observation.images.depth"] = about["features"]["observation.image"] | {"info": info}
+    (root / "meta/info.json").write_text(json.dumps(about))
+    assert load_info(root).cameras == {"image": (64, 96)}
+    assert next(read_episodes(root)).images.keys() == {"image"}
+
+
+def test_a_fractional_rate_stays_what_it_is(v3: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(v3, tmp_path / "film")
+    info = json.loads((root / "meta/info.json").read_text()) | {"fps": 29.97}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert load_info(root).fps == 29.97
+
+
+def test_v3_with_several_films_in_a_file(v3: Path, episode: Callable[[int], Episode]) -> None:
+    wanted = [episode(n) for n in NUMBERS]
+    for number, (got, one) in enumerate(zip(read_episodes(v3), wanted, strict=True)):
         images = film(number, len(one)).astype(int)
         np.testing.assert_array_equal(got.actions, one.actions)
         assert np.abs(got.images["image"] - images).mean() < 6  # the codec's; a neighbour's frame would be
