@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -21,6 +22,9 @@ from volar.robots.ros2.ros2_body import Ros2Body
 SWITCH_S: Final = 0.0005
 WAIT_S: Final = 0.02  # between looks for the first joint state and images
 PERIODS: Final = 1000  # in the rolling percentile of period errors
+ANSWER_S: Final = 2.0  # for a tick to answer an order; a tick comes every 10 ms
+NOT_ACTIVE: Final = "not moving: activate the node first"
+RESTING: Final = {"pause": "paused", "stop": "stopped"}  # orders that move nothing, so they wait for their tick
 
 
 class ControlThread:
@@ -67,22 +71,33 @@ class ControlThread:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def ask(self, request: Callable[[], None]) -> "Future[str | None]":
-        """A method of the loop, to be called before the next tick: why that tick denied it, None where it did not."""
+    def order(self, name: str) -> tuple[bool, str]:
+        """Calls a method of the loop before its next tick: whether that granted it, and its state then or why not.
+
+        Before the first tick, `pause` and `stop` are kept for it. Others that no tick answers in time are withdrawn.
+        """
+        if not self._thread.is_alive():
+            return False, NOT_ACTIVE
+        waits = not self.started
+        if waits and name not in RESTING:
+            return False, f"not moving yet: it waits for {', '.join(self.waits_for) or 'the first tick'}"
         answer: Future[str | None] = Future()
-        self._requests.put((request, answer))
-        return answer
+        self._requests.put((getattr(self.loop, name), answer))
+        if waits:
+            return True, f"will be {RESTING[name]} at the first tick"
+        try:
+            denied = answer.result(ANSWER_S)
+        except NoAnswer:
+            withdrawn = name not in RESTING and answer.cancel()
+            then = "it is withdrawn" if withdrawn else "it holds from the next one"
+            return False, f"no tick within {ANSWER_S:g} s: does the clock run? {name}: {then}"
+        return denied is None, denied or self.loop.mode.state
 
     @property
     def waits_for(self) -> tuple[str, ...]:
         """What must come before the first tick: an arm that was told nothing does not move."""
         told = () if self.loop.instruction else ("an instruction",)
         return (*self.clock.waits_for, *self.body.waits_for, *self._listeners(), *told)
-
-    @property
-    def ticking(self) -> bool:
-        """True while requests are answered."""
-        return self.started and self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -122,8 +137,9 @@ class ControlThread:
                 request, answer = self._requests.get_nowait()
             except Empty:
                 return answers
-            request()
-            answers.append(answer)
+            if answer.set_running_or_notify_cancel():  # else nobody waits for it any more
+                request()
+                answers.append(answer)
 
     def _note(self, report: TickReport) -> None:
         now_s = time.monotonic()

@@ -6,7 +6,8 @@
     configure    loads the policy in a process of its own, verifies it, compares its contract with the robot
     activate     commands follow as soon as a joint state and an image of each camera have come
     deactivate   brakes within the limits, and sends nothing once the arm rests
-    ~/pause, ~/resume, ~/stop, ~/recover (std_srvs/Trigger): answered by the next tick, with why it was denied
+    ~/pause, ~/resume, ~/stop, ~/recover (std_srvs/Trigger): answered by the next tick, with why it was denied; while
+                 the node still waits, the first tick carries out ~/pause and ~/stop
     ~/instruction (std_msgs/String) and the parameter `instruction`: what to do from now on
 
 Four threads: orders, sensors, the control loop, the recorder. The policy computes in another process.
@@ -19,8 +20,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NoAnswer
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +44,7 @@ from volar.robots.policy_source import PolicySource, open_source
 from volar.robots.ros2 import diagnostics, parameters, robot_inputs
 from volar.robots.ros2.clocks import LoopClock, SimulatedClock, WallClock
 from volar.robots.ros2.command_output import CommandOutput
-from volar.robots.ros2.control_thread import ControlThread
+from volar.robots.ros2.control_thread import NOT_ACTIVE, ControlThread
 from volar.robots.ros2.recording import Recorder
 from volar.robots.ros2.robot_inputs import RobotInputs
 from volar.robots.ros2.ros2_body import Ros2Body
@@ -54,7 +53,6 @@ from volar.robots.spec import load_robot, robot_name
 
 NAME: Final = "volar_controller"
 DIAGNOSTICS_S: Final = 1.0
-ANSWER_S: Final = 2.0  # for a tick to answer a service; a tick comes every 10 ms
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -262,16 +260,7 @@ class ControllerNode(LifecycleNode):
     def _service(self, name: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
         def serve(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             thread = self.thread
-            if thread is None or not thread.ticking:
-                response.success, response.message = False, "not moving: activate the node first"
-                return response
-            answer: Future[str | None] = thread.ask(getattr(thread.loop, name))
-            try:
-                denied = answer.result(ANSWER_S)
-            except NoAnswer:
-                response.success, response.message = False, f"no tick within {ANSWER_S:g} s: does the clock run?"
-                return response
-            response.success, response.message = denied is None, denied or thread.loop.mode.state
+            response.success, response.message = (False, NOT_ACTIVE) if thread is None else thread.order(name)
             return response
 
         return serve

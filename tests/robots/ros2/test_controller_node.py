@@ -184,6 +184,28 @@ def test_an_arm_that_was_told_nothing_does_not_move(stage: Stage) -> None:
     assert within_limits(arm)
 
 
+@pytest.mark.parametrize(("order", "then"), [("stop", "stopped: stop_requested"), ("pause", "paused: pause_requested")])
+def test_an_order_to_rest_is_kept_while_the_node_waits(stage: Stage, order: str, then: str) -> None:
+    """What it waited for comes, and the arm stays where it is, until it is told to go on."""
+    arm, controller = stage(instruction="")
+    arm.run()
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    controller.until(lambda: controller.values.get("waits for") == "an instruction")
+    refused = controller.trigger("recover")
+    assert (refused.success, refused.message) == (False, "not moving yet: it waits for an instruction")
+    answer = controller.trigger(order)
+    assert (answer.success, answer.message) == (True, f"will be {then.partition(':')[0]} at the first tick")
+    start = arm.q
+    assert controller.set_text("instruction", "lift the red block").successful
+    controller.until(lambda: controller.said == then)
+    controller.until(lambda: len(arm.commands) > PERIODS)
+    assert all(np.allclose(command.q, start, atol=1e-9) and not command.dq.any() for command in arm.commands)
+    assert controller.trigger("recover" if order == "stop" else "resume").success
+    controller.until(lambda: arm.moving)
+    assert within_limits(arm)
+
+
 def test_parameters_are_described(stage: Stage) -> None:
     _, controller = stage()
     names = ["rate_hz", "camera_sync_s", "policy", "instruction", "joint_state_age_s"]

@@ -93,6 +93,30 @@ def test_simulated_time(stage: Stage) -> None:
     assert controller.terminate() == 0, controller.log  # although the clock stands still
 
 
+def test_an_order_that_no_tick_answered_is_not_carried_out_later(stage: Stage) -> None:
+    """While simulated time stands still: going on is withdrawn, and a stop holds from the next tick."""
+    arm, controller = stage(arm={"sim_time": True}, use_sim_time="true")
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+
+    def pass_time() -> None:
+        arm.period()
+        arm.tick_clock()
+
+    controller.until(lambda: arm.moving, pass_time)
+    answer = controller.trigger("stop")
+    assert (answer.success, answer.message.partition("? ")[2]) == (False, "stop: it holds from the next one")
+    controller.until(lambda: controller.said == "stopped: stop_requested", pass_time)
+    controller.until(lambda: not arm.moving, pass_time)
+    answer = controller.trigger("recover")
+    assert (answer.success, answer.message.partition("? ")[2]) == (False, "recover: it is withdrawn")
+    count = len(arm.commands)
+    controller.until(lambda: len(arm.commands) > count + 20, pass_time)
+    assert controller.said == "stopped: stop_requested"
+    assert not any(command.dq.any() for command in arm.commands[count:])
+    assert controller.trigger("recover", pass_time).success
+
+
 def test_other_names_and_transports(stage: Stage) -> None:
     """A namespace, another name, remapped joint states, compressed images, best effort, positions: one node a name."""
     effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
