@@ -74,7 +74,7 @@ class PolicyProcess:
         self._verify, self._max_restarts = verify, max_restarts
         self._memory = SharedMemory(self.contract)
         self._child: _Child | None = None
-        self._restarter: threading.Thread | None = None
+        self._ender: threading.Thread | None = None
         self._state: State = "starting"
         self._restarts, self._error = 0, None  # type: int, str | None
         self._predict_s: float | None = None
@@ -159,8 +159,8 @@ class PolicyProcess:
     def close(self) -> None:
         """Ends the process and frees the memory; may be called twice."""
         self._state = "closed"
-        if self._restarter is not None:
-            self._restarter.join()
+        if self._ender is not None:
+            self._ender.join()
         if self._child is not None:
             self._child.end()
             self._child = None
@@ -220,22 +220,20 @@ class PolicyProcess:
 
     def _crashed(self, child: "_Child") -> None:
         self._child = None
-        if self._state in ("failed", "closed"):
-            child.end()
-            return
-        starting = self._state == "starting" and self._restarts == 0
-        self._error = f"the policy process {child.process.pid} {'did not start' if starting else 'died'}"
-        if starting or self._restarts >= self._max_restarts:
-            self._state = "failed"
-            child.end()
-            return
-        self._state, self._restarts = "starting", self._restarts + 1
-        # In a thread: waiting for the old process and starting the new one take milliseconds.
-        self._restarter = threading.Thread(target=self._replace, args=(child,), daemon=True)
-        self._restarter.start()
+        replace = False
+        if self._state not in ("failed", "closed"):
+            starting = self._state == "starting" and self._restarts == 0
+            self._error = f"the policy process {child.process.pid} {'did not start' if starting else 'died'}"
+            replace = not starting and self._restarts < self._max_restarts
+            self._state, self._restarts = ("starting" if replace else "failed"), self._restarts + replace
+        # In a thread, since the control loop polls: a process that does not leave is waited for for seconds.
+        self._ender = threading.Thread(target=self._end, args=(child, replace), daemon=True)
+        self._ender.start()
 
-    def _replace(self, child: "_Child") -> None:
+    def _end(self, child: "_Child", replace: bool) -> None:
         child.end()
+        if not replace:
+            return
         try:
             self._child = self._spawn(verify=False)  # the golden set passed when it first started
         except OSError as error:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,20 @@ def test_a_crash_is_replaced_once_and_then_held(artifact: "TinyArtifact", proces
     assert process.failure == f"the policy process {second} died"
     assert process.pending
     assert process.poll(0) is None
+
+
+def test_the_loop_does_not_wait_for_a_process_that_does_not_leave(artifact: "TinyArtifact") -> None:
+    with PolicyProcess(artifact.path, max_restarts=0, verify=False) as process:
+        pid, child = process.status.pid, process._child
+        assert pid is not None
+        assert child is not None
+        os.kill(pid, signal.SIGSTOP)  # it neither answers nor leaves, and is killed two seconds later
+        child.socket.shutdown(socket.SHUT_RDWR)
+        assert process.poll(0) is None
+        assert process.failure == f"the policy process {pid} died"
+        os.kill(pid, 0)  # still there: nobody has waited for its end
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_bad_artifact_gives_its_reason(artifact: "TinyArtifact", tmp_path: Path) -> None:
