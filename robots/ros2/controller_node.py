@@ -95,6 +95,7 @@ class ControllerNode(LifecycleNode):
         self._inputs_of_robot: RobotInputs | None = None
         self._settings = parameters.NodeSettings()
         self._instruction = ""
+        self._policy_error: str | None = None
         self.failure = ""
         self.finished = threading.Event()
         self._state = self.create_publisher(String, "~/state", LATCHED)
@@ -276,6 +277,9 @@ class ControllerNode(LifecycleNode):
             message = diagnostics.report(self.get_fully_qualified_name(), lifecycle, thread, self._body)
             message.header.stamp = self.get_clock().now().to_msg()
             self._diagnostics.publish(message)
+            before, self._policy_error = self._policy_error, None if self._source is None else self._source.error
+            if self._policy_error not in (None, before):
+                self.get_logger().warning(f"the policy gave no chunk: {self._policy_error}")
         except rclpy.exceptions.InvalidHandle:  # the node is being taken down
             return
 

@@ -43,6 +43,7 @@ def figures(thread: "ControlThread") -> dict[str, str]:
         "last error": thread.last_error,
         "scheduling": "real-time" if thread.real_time else "normal",
         "policy restarts": str(source.restarts),
+        "policy error": source.error or "",
         "policy failure": source.failure or "",
     }
     for title, percentile in (("period error", thread.period_error_s), ("camera to command", loop.latency_s)):

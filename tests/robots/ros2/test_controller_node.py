@@ -18,6 +18,7 @@ pytestmark = pytest.mark.real_time
 Stage = Callable[..., tuple[Any, Any]]
 PERIODS = 30
 PIXELS = 16  # of the artifact
+PATIENT = {"joint_state_age_s": "2.0", "camera_age_s": "5.0"}  # where it is not the deadlines that are tested
 
 
 def pass_by(arm: Any, controller: Any, periods: int = PERIODS) -> None:
@@ -108,6 +109,26 @@ def test_orders(stage: Stage) -> None:
     pass_by(arm, controller)
     assert controller.values["instruction"] == "lift the block"
     assert within_limits(arm)
+
+
+def test_why_the_policy_gives_no_chunk_is_said(stage: Stage) -> None:
+    """In the diagnostics and, once, in the log; an instruction that it can read moves the arm again."""
+    arm, controller = stage(**PATIENT)
+    arm.run()
+    assert controller.transition("configure")
+    activate(arm, controller)
+    assert controller.values["policy error"] == ""
+    assert controller.set_text("instruction", " ".join(["block"] * 20)).successful
+    controller.until(lambda: "has 20 words" in controller.values["policy error"])
+    controller.until(lambda: "gave no chunk" in controller.log)
+    line = next(line for line in controller.log.splitlines() if "gave no chunk" in line)
+    assert "has 20 words, the policy takes at most" in line
+    controller.until(lambda: not arm.moving)
+    pass_by(arm, controller, 150)  # more than one report
+    assert controller.log.count("gave no chunk") == 1
+    assert controller.said.startswith("holding")
+    assert controller.set_text("instruction", "lift the block").successful
+    controller.until(lambda: controller.said == "running")
 
 
 def test_faults_of_the_senses(stage: Stage) -> None:
