@@ -56,6 +56,7 @@ class DisturbedRobot:
         self._past: deque[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=_HISTORY)
         self._due: deque[tuple[int, NDArray[np.float64], NDArray[np.float64], float]] = deque()
         self._last: dict[str, Image] = {}
+        self._shown: dict[str, NDArray[np.float64]] = {}  # positions (nq,) in it
         self._action_ns = self._state_ns = self._image_ns = 0  # delays
         self.disturbance = Disturbance()
 
@@ -101,6 +102,7 @@ class DisturbedRobot:
         self._past.clear()
         self._due.clear()
         self._last.clear()
+        self._shown.clear()
         if self._state_ns or self._image_ns:
             self._remember()
 
@@ -130,7 +132,8 @@ class DisturbedRobot:
             self._remember()
 
     def images(self) -> dict[str, Image]:
-        clean = self.inner.images(self._recall(self._image_ns)[1] if self._image_ns else None)
+        then = self._then()
+        clean = self.inner.images(then if self._image_ns else None)
         if not clean:
             return {}
         # Noise by seed and time: a hash takes a tenth of the time that a generator does to be made.
@@ -140,12 +143,19 @@ class DisturbedRobot:
             drop, y, x = struct.unpack_from("<IBB", chance, 6 * k)
             if name not in self._last or drop >= self.disturbance.frame_drop * 2**32:
                 self._last[name] = self._developed(image, y % _TILE_MARGIN, x % _TILE_MARGIN)
+                self._shown[name] = then
         return {name: image.copy() for name, image in self._last.items()}
 
     def image_stamps(self) -> dict[str, int]:
         """When what `images` shows now was so [ns]; an image that is dropped then is the older one all the same."""
         then_ns = self._recall(self._image_ns)[0] if self._image_ns else self.now_ns
         return dict.fromkeys(self.cameras, then_ns)
+
+    def may_show(self, camera: str) -> list[NDArray[np.float64]]:
+        """Positions (nq,) that an image of now may show: those of its time, and those of the last one, which it may
+        repeat."""
+        repeated = [self._shown[camera]] if self.disturbance.frame_drop > 0 and camera in self._shown else []
+        return [self._then(), *repeated]
 
     def close(self) -> None:
         """Frees the renderer."""
@@ -168,6 +178,9 @@ class DisturbedRobot:
             _, code = cv2.imencode(".jpg", image, quality)  # it takes red for blue, on the way there and back
             image = cv2.imdecode(code, cv2.IMREAD_COLOR)  # type: ignore[assignment]
         return image
+
+    def _then(self) -> NDArray[np.float64]:
+        return self._recall(self._image_ns)[1] if self._image_ns else self.inner.snapshot()[0]
 
     def _remember(self) -> None:
         self._past.append((self.inner.now_ns, *self.inner.snapshot()))

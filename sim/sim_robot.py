@@ -84,7 +84,7 @@ class SimRobot:
             return {}
         if self._renderer is None:
             self._renderer = CameraRenderer(self._model, self._cameras)
-        return self._renderer.render(self._data if qpos is None else self._as_it_was(qpos))
+        return self._renderer.render(self._data if qpos is None else self.as_it_was(qpos))
 
     def image_stamps(self) -> dict[str, int]:
         """When the cameras' newest images were taken [ns]: rendered when asked for, so now."""
@@ -113,7 +113,8 @@ class SimRobot:
         if any(self._data.warning[kind].number for kind in bad) or not np.isfinite(self._data.qpos).all():
             raise SimulationDiverged(f"the simulation became unstable after {self.now_ns / 1e9:.3f} s")
 
-    def _as_it_was(self, qpos: NDArray[np.float64]) -> "mujoco.MjData":
+    def as_it_was(self, qpos: NDArray[np.float64]) -> "mujoco.MjData":
+        """The scene at `qpos`, of a `snapshot`; the next call changes it."""
         import mujoco
 
         if self._shown is None:

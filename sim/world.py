@@ -29,6 +29,7 @@ from volar.sim.tasks.task import Goal, instruction, wrong_instruction
 
 TASK_HZ = 10.0  # of the tasks' `max_steps` and of the displacements that experts answer
 CONTROL_PERIOD_S = 0.01  # 100 Hz, the rate of the real arm's command interface used here
+_STILL_M = 0.002  # a third of a pixel of the front image; what settles on the table moves by a tenth of that
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ class TaskWorld:
         self.seed = -1
         self.instruction = ""
         self.draws: Draws = {}
-        self._rng = np.random.default_rng(0)
 
     def reset(self, seed: int, draws: Draws | None = None) -> None:
         """Places everything for that episode, at rest; with the `draws` of an earlier one where these are given.
@@ -107,7 +107,7 @@ class TaskWorld:
             self.goal, placement = self.task.sample(rng, self.spec)
         except NoLayout as error:
             raise NoLayout(f"{self.task.name}, seed {seed}: {error}") from error
-        self.seed, self._rng = seed, rng
+        self.seed = seed
         self.instruction = instruction(self.task, self.goal, rng)
         self.place(placement, seed, draws)
 
@@ -160,14 +160,21 @@ class TaskWorld:
     def points(self) -> NDArray[np.float32]:
         """`Episode.points` now: (3, 5), rows target, destination, hand; columns x y z [m], u v in the front image.
 
-        Without the hand where images come late: they show where it was.
+        Where images come late, of what they show: without the hand, and without what has moved since an image that may
+        be repeated.
         """
-        state, goal = self.state, self.goal
-        places = np.stack([self.task.target(state, goal), self.task.destination(state, goal), state.tcp])
-        labels = self.view().label(places)
-        if isinstance(self.body, DisturbedRobot) and self.body.sees_late:
-            labels[HAND_ROW] = np.nan
-        return labels
+        if not (isinstance(self.body, DisturbedRobot) and self.body.sees_late):
+            return self.view().label(self._places(self.state))
+        qpos = self.body.may_show(scene.LABELLED_CAMERA)
+        places, *repeated = [self._places(self._reader.read(self.body.inner.as_it_was(q))) for q in qpos]  # (3, 3) each
+        for others in repeated:
+            places[np.linalg.norm(others - places, axis=1) > _STILL_M] = np.nan
+        places[HAND_ROW] = np.nan
+        return self.view().label(places)
+
+    def _places(self, state: SceneState) -> NDArray[np.float64]:
+        """Of target, destination and hand: (3, 3), table coordinates."""
+        return np.stack([self.task.target(state, self.goal), self.task.destination(state, self.goal), state.tcp])
 
     def view(self) -> View:
         """How places are labelled now."""

@@ -189,15 +189,6 @@ def test_table_height_is_between_the_table_and_the_base() -> None:
     np.testing.assert_allclose(above, 0.01, atol=1e-6)  # labels are in the base frame
 
 
-def test_a_hand_that_is_seen_late_has_no_label() -> None:
-    for field, late in (("observation_delay", True), ("frame_drop", True), ("joint_offset", False)):
-        world = TaskWorld("lift", image_size=16, randomization=only(Term(field, Choice((0.02,)))))
-        world.reset(0)
-        assert np.isfinite(world.points()[0]).all()
-        assert np.isnan(world.points()[2]).all() == late, field
-        world.close()
-
-
 def test_distractors_stand_clear_of_everything() -> None:
     world = TaskWorld("push", cameras=(), randomization=only(Term("distractor_count", Choice((4,)))))
     for seed in range(10):
