@@ -6,6 +6,7 @@ directory's `config.json` and `load(path: Path) -> Policy`. Any other type is Le
 folder holds LeRobot's processors; `lerobot:PATH` says so explicitly.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -82,6 +83,21 @@ def read_contract(folder: Path) -> PolicyContract:
 
         return lerobot_contract.read_contract(folder)
     return load_policy(folder).contract
+
+
+def policy_sha256(folder: Path, contract: PolicyContract) -> str:
+    """Tells whether the policy in `folder` (of `find_policy`) has been replaced: of its contract and `artifact.json`,
+    which has the hashes of all other files; in a policy directory of its configuration and when weights were written.
+    """
+    named = folder / ARTIFACT_FILE
+    found = hashlib.sha256(contract.sha256.encode())
+    if named.is_file():
+        found.update(named.read_bytes())
+        return found.hexdigest()
+    found.update((folder / CONFIG_FILE).read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    return found.hexdigest()
 
 
 def find_policy(path: Path) -> Path:

@@ -24,13 +24,14 @@ from typing import Literal, Self
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import check_observation
 from volar.robots.interface import ActionChunk, Observation, Policy
-from volar.robots.policies import find_policy, load_policy, read_contract
+from volar.robots.policies import find_policy, load_policy, policy_sha256, read_contract
 from volar.robots.policy_memory import TEXT_BYTES, SharedMemory
 
 # Bytes on the socket. From the parent: an observation, or a seed to reset the policy with, is in memory. From the
-# child: the policy is loaded, a chunk is in memory, predicting or loading failed (for these two a reason is in memory).
+# child: the policy is loaded, a chunk is in memory, predicting or loading failed (for these two a reason is in memory),
+# it is not the policy that the parent knows.
 OBSERVATION, RESET = b"o", b"s"
-READY, CHUNK, FAILED, BROKEN = b"r", b"c", b"f", b"b"
+READY, CHUNK, FAILED, BROKEN, CHANGED = b"r", b"c", b"f", b"b", b"x"
 
 State = Literal["starting", "ready", "busy", "failed", "closed"]
 
@@ -55,7 +56,8 @@ class PolicyProcess:
 
     `policy`: as `find_policy` takes it. `niceness`: added to the child's, so that the control loop goes first. A child
     that dies is replaced, `max_restarts` times altogether; meanwhile, and for good after that, `pending` is true and
-    the control loop holds. Raises `PolicyProcessError` when the policy does not load within `start_timeout_s`.
+    the control loop holds. A policy that was replaced in its folder meanwhile is not run: `failure` says so.
+    Raises `PolicyProcessError` when the policy does not load within `start_timeout_s`.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class PolicyProcess:
     ) -> None:
         folder = find_policy(policy)  # a folder that is no policy is named at once, without a process
         self.contract = read_contract(folder)
-        self._arguments = [str(folder.resolve()), f"--threads={threads}", f"--niceness={niceness}"]
+        self._folder = folder.resolve()  # a link such as checkpoints/last may lead elsewhere later
+        self._arguments = [str(self._folder), f"--threads={threads}", f"--niceness={niceness}"]
+        self._arguments += [f"--sha256={policy_sha256(self._folder, self.contract)}"]
         self._verify, self._max_restarts = verify, max_restarts
         self._memory = SharedMemory(self.contract)
         self._child: _Child | None = None
@@ -114,6 +118,9 @@ class PolicyProcess:
             self._error = self._memory.text("reason")
         elif signal_byte == BROKEN:
             self._state, self._error = "failed", self._memory.text("reason")
+        elif signal_byte == CHANGED:
+            reason = f"{self._folder} no longer holds the policy that was started; start again to run what it holds"
+            self._state, self._error = "failed", reason
         return None
 
     def reset(self, seed: int = 0) -> None:
@@ -278,26 +285,49 @@ def _one_line(error: BaseException) -> str:
     return reason.encode()[:TEXT_BYTES].decode(errors="ignore")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The child: loads the policy, says so, and predicts when asked."""
-    parser = argparse.ArgumentParser(prog="python -m volar.robots.policy_process")
-    parser.add_argument("policy", type=Path)
-    for name in ("threads", "niceness", "socket", "memory"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--no-verify", action="store_true")
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the socket
-    os.nice(options.niceness)
-    connection = socket.socket(fileno=options.socket)
+def _known(options: argparse.Namespace) -> bool:
+    """True while the folder holds the policy that the parent has seen."""
+    try:
+        return policy_sha256(options.policy, read_contract(options.policy)) == options.sha256
+    except (VolarError, OSError):
+        return False
+
+
+def _load(options: argparse.Namespace, connection: socket.socket) -> tuple[Policy, SharedMemory] | None:
+    """The policy and its memory; None, and the parent has been told why, where it is broken or another one."""
+    if not _known(options):  # nor would the memory be laid out for it
+        connection.send(CHANGED)
+        return None
     memory = SharedMemory(read_contract(options.policy), options.memory)
     try:
         policy = load_policy(options.policy, verify=not options.no_verify, threads=options.threads)
     except (VolarError, ImportError) as error:
         memory.write_text("reason", _one_line(error))
         connection.send(BROKEN)
+        return None
+    if not _known(options):  # files may be replaced while they are read
+        connection.send(CHANGED)
+        return None
+    return policy, memory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The child: loads the policy, says so, and predicts when asked."""
+    parser = argparse.ArgumentParser(prog="python -m volar.robots.policy_process")
+    parser.add_argument("policy", type=Path)
+    for name in ("threads", "niceness", "socket", "memory"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--sha256", required=True)
+    parser.add_argument("--no-verify", action="store_true")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the socket
+    os.nice(options.niceness)
+    connection = socket.socket(fileno=options.socket)
+    loaded = _load(options, connection)
+    if loaded is None:
         return 1
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent left while we were predicting
-        _serve(policy, memory, connection)
+        _serve(*loaded, connection)
     return 0
 
 

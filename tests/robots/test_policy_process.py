@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,27 @@ def test_a_crash_is_replaced_once_and_then_held(artifact: "TinyArtifact", proces
     assert process.failure == f"the policy process {second} died"
     assert process.pending
     assert process.poll(0) is None
+
+
+@pytest.mark.parametrize("change", ["another artifact", "another contract", "gone"])
+def test_a_policy_replaced_in_its_folder_is_not_run_after_a_crash(
+    artifact: "TinyArtifact", process: PolicyProcess, change: str
+) -> None:
+    """Neither a whole artifact nor a contract that the shared memory has no room for."""
+    if change == "another artifact":
+        (artifact.path / "README.md").write_text("# A policy trained on\n")
+        artifact.rehash()
+    elif change == "another contract":
+        replace(artifact.contract(), chunk_length=4096).save(artifact.path / "contract.json")
+    else:
+        artifact.path.rename(artifact.path.with_name("elsewhere"))
+    pid = process.status.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert until(process, lambda: process.status.state == "failed") is None
+    assert process.restarts == 1
+    assert process.failure is not None
+    assert "artifact no longer holds the policy that was started" in process.failure
 
 
 def test_the_loop_does_not_wait_for_a_process_that_does_not_leave(artifact: "TinyArtifact") -> None:
