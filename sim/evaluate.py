@@ -151,7 +151,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     identity = _identity(config, tasks, folder)
     require_possible(config.randomizations, tasks, config.model)
     others = _other_checkpoints(config, identity["policy_sha256"])
-    records = evaluation_folder.prepare(config.output, identity, config.resume, config.overwrite)
     bench = evaluation.Bench(
         policy=str(folder.resolve()),
         robot=config.model,
@@ -160,11 +159,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         max_steps=config.max_steps,
         world_seed=config.seed,
     )
+    if config.overwrite and (config.output / evaluation_folder.SETTINGS).is_file():
+        evaluation.require_runs(bench, tasks[0])  # before what it replaces is gone
+    records = evaluation_folder.prepare(config.output, identity, config.resume, config.overwrite)
     margin = (config.margin or _MARGIN) if config.stop == "sequential" else None
     plan = Plan(tasks, config.conditions, config.episodes, config.seed, config.output, margin)
     records = plan.own(_run(config, bench, plan, records))
     _require_some(records)
     results = _results(config, plan, folder, contract, identity, records)
+    _save(config, results)  # what comes now may take long, or fail
     results["learning_curve"] = _learning_curve(config, others, results)
     results["videos"], results["replay"] = films.make_films(
         config.output, bench, records, config.videos, _workers(config)
@@ -258,6 +261,9 @@ def _results(
         "conditions": others,
         **{condition: plan.summary(records, condition) for condition in others},
         "sensitivity": sensitivities(records),
+        "learning_curve": [],
+        "videos": [],
+        "replay": {"episodes": 0, "identical": 0},
     }
 
 
@@ -293,18 +299,23 @@ def _learning_curve(
 
 def _write(config: EvaluateConfig, results: dict[str, Any], contract: "PolicyContract") -> None:
     """results.json and report.html; the table on the screen."""
-    import json
-
-    from volar.sim.evaluation_folder import RESULTS, write_whole
     from volar.sim.report import write_report
     from volar.sim.report_terminal import print_table
 
-    write_whole(config.output / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    _save(config, results)
     report = write_report(config.output, results, contract)
     print_table(results)
     if config.through == "ros2":
         print(_beside(results))
     print(f"report: {report}")
+
+
+def _save(config: EvaluateConfig, results: dict[str, Any]) -> None:
+    import json
+
+    from volar.sim.evaluation_folder import RESULTS, write_whole
+
+    write_whole(config.output / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def _beside(results: dict[str, Any]) -> str:

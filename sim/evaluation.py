@@ -20,7 +20,7 @@ from volar.robots.errors import VolarError
 from volar.robots.limit_margins import LimitMargins
 from volar.robots.spec import load_robot
 from volar.sim.closed_loop import ClosedLoop
-from volar.sim.conditions import THROUGH_ROS2, randomization_of
+from volar.sim.conditions import STANDARD, THROUGH_ROS2, randomization_of
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.randomization import fingerprint
 from volar.sim.replay_file import write_replay
@@ -137,9 +137,28 @@ def _run(bench: Bench, job: Job) -> dict[str, Any]:
         loop = _closed_loop(bench, job)
         record = _film(loop, job) if job.video else loop.run(job.seed, job.index, job.condition, draws=job.draws)
         return _with_replay(bench, job, record, loop.trace).to_dict()
-    except Exception as error:  # an exception of a class with arguments of its own cannot be sent back as it is
-        known = isinstance(error, VolarError)
-        return {"fatal": str(error) if known else f"{type(error).__name__}: {error}"}
+    except Exception as error:
+        return {"fatal": _said(error)}
+
+
+def _said(error: Exception) -> str:
+    """An exception of a class with arguments of its own cannot be sent back as it is."""
+    return str(error) if isinstance(error, VolarError) else f"{type(error).__name__}: {error}"
+
+
+def require_runs(bench: Bench, task: str) -> None:
+    """Raises `VolarError` with the reason when a worker cannot load the policy, or render the task's scene."""
+    with worker_pool(1) as pool:
+        if wrong := pool.submit(_what_is_wrong, bench, task).result():
+            raise VolarError(wrong)
+
+
+def _what_is_wrong(bench: Bench, task: str) -> str:
+    try:
+        _closed_loop(bench, Job(task, STANDARD, 0, 0)).world.body.images()
+    except Exception as error:
+        return _said(error)
+    return ""
 
 
 def _with_replay(bench: Bench, job: Job, record: EpisodeRecord, trace: Trace) -> EpisodeRecord:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from volar.datasets.durable_file import write_durably
 from volar.robots.errors import VolarError
 from volar.sim.episode_record import EpisodeRecord, read_records
 
@@ -63,10 +64,8 @@ def _identity_of(settings: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """The file complete, or not there at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
+    """The file complete, or not there at all; see `write_durably`. Returns its path."""
+    write_durably(path, text.encode())
     return path
 
 

@@ -1,6 +1,7 @@
 """What an evaluation depends on is looked at before anything is written, and again before it is continued."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,31 @@ def test_a_broken_file_of_terms_costs_no_earlier_result(config: EvaluateConfig, 
         with pytest.raises((UsageError, Unknown), match=says):
             collect(CollectConfig(output=config.output, tasks=("reach",), randomization=str(bad), overwrite=True))
     assert (config.output / "results.json").read_bytes() == before
+
+
+def test_a_policy_that_cannot_be_loaded_costs_no_earlier_result(config: EvaluateConfig, tmp_path: Path) -> None:
+    evaluate(config)
+    before = {path.name: path.read_bytes() for path in config.output.iterdir() if path.is_file()}
+    assert config.policy is not None
+    damaged = shutil.copytree(config.policy, tmp_path / "damaged")
+    next(damaged.glob("*.onnx")).write_bytes(b"")
+    with pytest.raises(VolarError):
+        evaluate(replace(config, policy=damaged, overwrite=True))
+    assert {path.name: path.read_bytes() for path in config.output.iterdir() if path.is_file()} == before
+    evaluate(replace(config, seed=1, overwrite=True))
+    assert read_results(config.output)["seed"] == 1
+
+
+def test_results_are_there_before_films_are_made(config: EvaluateConfig) -> None:
+    config.output.mkdir()
+    (config.output / "videos").write_text("")  # no folder: a film cannot be written
+    (config.output / "evaluation.json").write_text("{}")
+    with pytest.raises(VolarError, match="videos"):
+        evaluate(replace(config, videos=1, resume=True))
+    assert read_results(config.output)["overall"]["episodes"] == 1
+    (config.output / "videos").unlink()
+    found = evaluate(replace(config, videos=1, resume=True))
+    assert read_results(config.output)["replay"] == found["replay"] == {"episodes": 1, "identical": 1}
 
 
 def test_a_file_of_terms_that_was_edited_is_not_continued(config: EvaluateConfig, tmp_path: Path) -> None:
