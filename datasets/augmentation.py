@@ -83,10 +83,10 @@ def uniform(seed: int, places: NDArray[np.integer], *stream: int) -> NDArray[np.
 
     The finalizer of SplitMix64 (Steele, Lea, Flood 2014), once for each number that goes in.
     """
-    z = np.asarray(places).astype(np.uint64)
+    z = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
-        for number in (seed, *stream):
-            z = (z + np.uint64(number % 2**64)) * np.uint64(0x9E3779B97F4A7C15)
+        for number in (seed % 2**64, places, *(k % 2**64 for k in stream)):
+            z = (z + np.asarray(number).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
             z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             z ^= z >> np.uint64(31)

@@ -24,6 +24,13 @@ def with_every_point(points: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([points, lacking], axis=1) if lacking.size else points
 
 
+def without_places(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Points (N, 3, 5) of an image that is no longer the first camera's: their positions, with NaN for u and v."""
+    kept = points.copy()
+    kept[..., POINT_FIELDS.index("u") :] = np.nan
+    return kept
+
+
 @dataclass(frozen=True)
 class Episode:
     """T steps of one task. The last observation is the one the last action answered.

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from volar.datasets.episode import MISSING_CAMERAS
+from volar.datasets.episode import MISSING_CAMERAS, without_places
 from volar.datasets.episode_source import Numbers, SourceEpisode
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError
@@ -77,7 +77,9 @@ class LeRobotSource:
     def _numbers(self, row: dict[str, Any], table: pa.Table) -> Numbers:
         e = episode_of(self.info, table, row, {})
         facts = {key: value for key, value in e.info.items() if key != MISSING_CAMERAS}
-        return Numbers(e.state, e.actions, e.instruction, e.success, facts, e.task, e.points)
+        chosen, own = ([camera.name for camera in self.contract.cameras], list(self.info.cameras))
+        points = e.points if chosen[:1] == own[:1] else without_places(e.points)
+        return Numbers(e.state, e.actions, e.instruction, e.success, facts, e.task, points)
 
     def _images(self, row: dict[str, Any], table: pa.Table) -> dict[str, Iterable[NDArray[np.uint8]]]:
         lacking = missing_cameras(row)

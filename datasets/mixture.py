@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from volar.datasets.action_chunks import ActionChunks, Batch
 from volar.datasets.augmentation import Augmentation
+from volar.datasets.episode import without_places
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_layout import IMAGE_PREFIX, POINTS
 from volar.datasets.mixture_contract import MixtureRules, mixture_contracts
@@ -221,7 +222,9 @@ class MixtureLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises `VolarError` when the state is of another mixture, seed or batch size."""
         here = self.state_dict()
-        wrong = [f"{k}: was {state.get(k)}, is {v}" for k, v in here.items() if k != "batches" and state.get(k) != v]
+        del here["batches"]
+        # The stream depends on the order of the datasets too, which a comparison of mappings does not see.
+        wrong = [f"{k}: was {state.get(k)}, is {v}" for k, v in here.items() if _pairs(state.get(k)) != _pairs(v)]
         if wrong:
             raise VolarError(f"cannot resume the mixture: {'; '.join(wrong)}")
         batches, left = divmod(int(state["batches"]), self.mixture.ranks)
@@ -230,6 +233,10 @@ class MixtureLoader:
                 f"{state['batches']} batches were taken; {self.mixture.ranks} processes do not divide them"
             )
         self.batches = batches
+
+
+def _pairs(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, Mapping) else value
 
 
 def _with_state(batch: Batch, source: Source) -> Batch:
@@ -244,7 +251,10 @@ def _with_state(batch: Batch, source: Source) -> Batch:
 
 
 def _with_cameras(batch: Batch, cameras: Sequence[CameraSpec]) -> Batch:
-    """The contract's cameras in its order and sizes; points go with the first camera, whose places they name."""
+    """The contract's cameras in its order and sizes; points go with the first camera, whose places they name.
+
+    Where the dataset's own first camera is another one, of the points only their positions are kept.
+    """
     import cv2
 
     count = len(batch.source)
@@ -259,6 +269,8 @@ def _with_cameras(batch: Batch, cameras: Sequence[CameraSpec]) -> Batch:
         images[camera.name] = frames
     first = masks[cameras[0].name] if cameras else np.zeros(count, bool)
     points = np.where(first[:, None, None], batch.points, np.float32(np.nan))
+    if cameras and next(iter(batch.images), None) != cameras[0].name:
+        points = without_places(points)
     return replace(batch, images=images, camera_mask=masks, points=points)
 
 

@@ -106,13 +106,14 @@ class TrainingRun:
 
     @property
     def data_facts(self) -> dict[str, str]:
-        """What must be the same for a resumed run to go on exactly: of each source its frames, contract and share."""
-        facts = {}
+        """What must be the same for a resumed run to go on exactly: of each source, in order, its frames, contract and share."""
+        facts: dict[str, str] = {}
         for part in self.parts:
             shares = part.mixture.shares
             for source in part.mixture.sources:
                 frames, contract = part.mixture.sizes[source.name], source.contract.sha256[:12]
-                facts[source.name] = f"{frames} frames, contract {contract}, share {shares[source.name]:.6f}"
+                about = f"{frames} frames, contract {contract}, share {shares[source.name]:.6f}"
+                facts[f"{len(facts)} {source.name}"] = about
         if self.data.answers:
             facts["answers"] = hashlib.sha256("\n".join(self.data.answers).encode()).hexdigest()[:12]
         return facts

@@ -103,6 +103,10 @@ def test_draws_are_even_and_independent() -> None:
         assert np.abs(np.histogram(draw, 10, (0, 1))[0] / 1e5 - 0.1).max() < 0.004
     off = np.corrcoef(draws) - np.eye(8)
     assert np.abs(off).max() < 0.015
+    first = uniform(1, places, 1)
+    for seed in (0, 2, -1):  # nor is one seed's stream another's, a few places later
+        for lag in range(-3, 4):
+            assert np.abs(np.corrcoef(first, uniform(seed, places + lag, 1))[0, 1]) < 0.015
 
 
 @pytest.mark.parametrize("amounts", [{"crop": 0.0}, {"crop": 1.2}, {"hue": 0.6}, {"brightness": -0.1}])

@@ -161,6 +161,9 @@ def test_a_resumed_loader_goes_on_exactly(data: Make, before: int, after: int) -
         loader(0, seed=4).load_state_dict(state)
     with pytest.raises(VolarError, match="batch_size: was 5, is 6"):
         loader(0, batch_size=6).load_state_dict(state)
+    datasets, weights = dict(reversed(datasets.items())), dict(reversed(weights.items()))
+    with pytest.raises(VolarError, match=r"sizes: was {'a': 30, 'b': 21}, is {'b': 21, 'a': 30}"):
+        loader(0).load_state_dict(state)
 
 
 def test_samples_carry_their_own_instruction_and_chunk(data: Make) -> None:
@@ -213,6 +216,15 @@ def test_a_missing_camera_is_refused_or_black_and_masked(data: Make, contract: P
     np.testing.assert_array_equal(np.isnan(batch.points).all(axis=(1, 2)), batch.source == 2)
     shown = next(iter(mixture))["observation.images.wrist_is_pad"]
     assert torch.equal(shown, torch.from_numpy(batch.source == 1))
+
+
+def test_places_of_points_are_those_of_the_first_camera(data: Make, contract: PolicyContract) -> None:
+    front, wrist = contract.cameras
+    datasets = {"wrist_first": data(30, 200.0, (wrist, front)), "front_first": data(40)}
+    batch = mixed(datasets, dict.fromkeys(datasets, 1.0), batch_size=60).batch(0)
+    assert np.isfinite(batch.points[..., :3]).all()
+    np.testing.assert_array_equal(np.isnan(batch.points[..., 3:]).all(axis=(1, 2)), batch.source == 1)
+    assert np.isfinite(batch.points[batch.source == 0]).all()
 
 
 def test_contracts_that_differ_are_named(data: Make, contract: PolicyContract) -> None:
