@@ -130,11 +130,14 @@ def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) 
 
 
 def _remove(output: Path) -> None:
-    """What `collect_scenes` writes, nothing else; what says so stays."""
-    for name in (FRAMES, CONTRACT, ANSWERS, *(f"{name}.npy" for name in SMALL)):
+    """What `collect_scenes` writes, nothing else; what says so stays. What says that there are images goes first."""
+    (output / FRAMES).unlink(missing_ok=True)
+    with disk_errors(output):
+        for folder in (output / "shards", output / "images"):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+    for name in (CONTRACT, ANSWERS, *(f"{name}.npy" for name in SMALL)):
         (output / name).unlink(missing_ok=True)
-    for name in ("images", "shards"):
-        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _reserve(config: ScenesConfig, output: Path) -> None:

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from volar.datasets.durable_file import OutputExists
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.lerobot_format import load_contract
 from volar.robots.errors import UsageError, VolarError
+from volar.sim import collect_scenes
 from volar.sim.collect import CollectConfig, collect
 from volar.sim.collect_scenes import SHARD
 
@@ -77,6 +80,28 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(scenes: Path, tmp_path: Pa
         assert "resume=true" in said
     with pytest.raises(OutputExists, match="resume=true"):
         collect(CollectConfig(output, workers=1, **SETTINGS))
+    collect(CollectConfig(output, workers=1, resume=True, **SETTINGS))
+    assert _bytes(output) == _bytes(scenes)
+
+
+def test_a_replacement_that_is_killed_leaves_no_shard_without_its_images(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write, remove = tmp_path / "cut", collect_scenes._write_shards, shutil.rmtree
+
+    def first_shard(*arguments: Any) -> Iterator[None]:
+        yield next(write(*arguments))
+        raise KeyboardInterrupt
+
+    def first_folder(folder: Path, **_: Any) -> None:
+        remove(folder)
+        raise KeyboardInterrupt
+
+    for name, killed, overwrite in (("_write_shards", first_shard, False), ("shutil.rmtree", first_folder, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"volar.sim.collect_scenes.{name}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                collect(CollectConfig(output, workers=1, overwrite=overwrite, **SETTINGS))
     collect(CollectConfig(output, workers=1, resume=True, **SETTINGS))
     assert _bytes(output) == _bytes(scenes)
 
