@@ -40,8 +40,9 @@ class TickReport:
 
     `target`: the integrated pose, base frame. `observation`: taken in this tick, for recording.
     `refused`: why the chunk that arrived in this tick was not taken. `error`: what was raised while
-    observing or asking the policy; raise it where a failure must not pass for a hold. `mode`: the state after this
-    tick. `denied`: why a request (pause, resume, stop, recover) answered in this tick was not granted.
+    observing, asking the policy or following it; raise it where a failure must not pass for a hold.
+    `mode`: the state after this tick. `denied`: why a request (pause, resume, stop, recover) answered in this tick was
+    not granted.
     `policy_error`: in a tick without an action, the source's latest reason why there was no chunk, where it has one.
     """
 
@@ -196,10 +197,10 @@ class ControlLoop:
     def tick(self, now_ns: int) -> TickReport:
         """One control period; sends exactly one command, which brakes when anything fails on the way to it.
 
-        A camera, an observation or a policy that raises is a fault of this tick alone, kept in the report;
-        the next tick tries again. Raises, and sends nothing, only what leaves nothing to send: whatever
+        A camera, an observation, a policy or inverse kinematics that raises is a fault of this tick alone, kept in
+        the report; the next tick tries again. Raises, and sends nothing, only what leaves nothing to send: whatever
         `Body.joint_state` raises, since nothing is known of the arm then, and `SafetyError` before `reset`
-        or should ruckig find no trajectory from a state it made itself. What stops the arm then is the
+        or should ruckig find no way to brake from a state it made itself. What stops the arm then is the
         robot's own watchdog. What `Body.send` raises is passed on, too.
         """
         state = self.body.joint_state()
@@ -214,7 +215,7 @@ class ControlLoop:
             if fault is None and action is None:
                 fault = self._why_idle(now_ns)
             if fault is None and action is not None:
-                q_target = self._follow(action)
+                q_target, failed = self._follow(action)
                 fault = ls.IK_FAILED if q_target is None else None
             self.mode.settle(fault)
         if not self.mode.asks:  # nor does the gripper go on
@@ -318,12 +319,15 @@ class ControlLoop:
             return ls.POLICY_SILENT if late else ls.POLICY_PENDING
         return ls.CHUNK_EXHAUSTED if self._buffer.ever_filled else ls.NO_CHUNK
 
-    def _follow(self, action: Vector) -> Vector | None:
-        """Joint target (J,) for an action (A,); None when inverse kinematics fails."""
+    def _follow(self, action: Vector) -> tuple[Vector | None, Exception | None]:
+        """Joint target (J,) for an action (A,); None when inverse kinematics fails, and what it raised, if it did."""
         width_m = self._follower.width_m(action)
         if width_m is not None:
             self._width_m = width_m
-        return self._follower.follow(action, self._safety.pose, self._safety.q)
+        try:
+            return self._follower.follow(action, self._safety.pose, self._safety.q), None
+        except Exception as error:  # the solver is others' code, too
+            return None, error
 
 
 class InProcessSource:

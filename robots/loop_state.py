@@ -14,7 +14,7 @@
     policy_silent         the same, for longer than `policy_deadline_s`                      holding    by itself
     policy_failed         the policy raised in this tick; it is asked again in the next      holding    by itself
     observation_failed    a camera raised in this tick; it is asked again in the next        holding    by itself
-    ik_failed             no joint positions for the target pose                             holding    by itself
+    ik_failed             no joint positions for the target pose, or finding them raised     holding    by itself
     stale_joint_state     the joint state is older than `joint_state_age_s`                  stopped    recover
     invalid_joint_state   the joint state holds a NaN or an infinity                         stopped    recover
     tracking_error        the arm is farther than `tracking_rad` from where it was told      stopped    recover
@@ -24,10 +24,10 @@
     clock_jump            time went back, or forwards by more than `clock_jump_s`            stopped    recover
     stop_requested        `stop` was called                                                  stopped    recover
 
-What the safety filter turns down (`workspace`, `collision`) changes no state: the arm brakes, and follows again as
-soon as an action leads elsewhere. A chunk with a NaN is refused (`chunk_non_finite`): the arm follows the one it has,
-then holds. Braking begins in the tick that finds the fault, which is the first one after its deadline, and is the
-safety filter's: within every limit.
+What the safety filter turns down (`workspace`, `collision`, `no_trajectory`) changes no state: the arm brakes, and
+follows again as soon as an action leads elsewhere. A chunk with a NaN is refused (`chunk_non_finite`): the arm follows
+the one it has, then holds. Braking begins in the tick that finds the fault, which is the first one after its deadline,
+and is the safety filter's: within every limit.
 """
 
 from collections import deque

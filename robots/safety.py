@@ -27,6 +27,7 @@ NO_TARGET: Final = "no_target"
 NON_FINITE_TARGET: Final = "target_non_finite"
 WORKSPACE: Final = "workspace"
 COLLISION: Final = "collision"
+NO_TRAJECTORY: Final = "no_trajectory"  # ruckig finds none to the target
 
 # Share of each limit that is used. The rest absorbs rounding and libfranka's own tolerance of 1e-3.
 LIMIT_SHARE: Final = 0.95
@@ -139,7 +140,8 @@ class SafetyFilter:
     def step(self, q_target: Vector | None, gripper_width_m: float) -> Filtered:
         """The command for the next period. None brakes to rest, jerk-limited, and then holds.
 
-        `q_target` (J,) [rad], `gripper_width_m` [m]; both are brought inside the limits.
+        `q_target` (J,) [rad], `gripper_width_m` [m]; both are brought inside the limits. Raises `SafetyError` before
+        `reset`, and should ruckig find no way to brake either.
         """
         state, reason = self._started, None
         if q_target is None:
@@ -150,11 +152,8 @@ class SafetyFilter:
             # Joints speed up each for itself, so near the border even a way inwards can begin across it. From rest they
             # can all move in proportion, straight in joint space: without it the arm would stay there for ever.
             for settings in (self._move, self._straight) if self.at_rest else (self._move,):
-                following = self._towards(state, q_target, settings)
-                pose = self._arm.forward(np.array(following.q))
-                reason = self._unsafe(following, pose)
+                reason = self._followed(state, q_target, settings)
                 if reason is None:
-                    self._state, self._pose = following, pose
                     break
         if reason is not None:
             self._state = self._braked(state)
@@ -179,6 +178,18 @@ class SafetyFilter:
         settings.max_acceleration = [LIMIT_SHARE * limit for limit in self.spec.acceleration_max]
         settings.max_jerk = [LIMIT_SHARE * limit for limit in self.spec.jerk_max]
         return settings
+
+    def _followed(self, state: _State, q_target: Vector, settings: Any) -> str | None:
+        """Goes on towards the target for a period, or says why not."""
+        try:
+            following = self._towards(state, q_target, settings)
+            pose = self._arm.forward(np.array(following.q))
+            reason = self._unsafe(following, pose)
+        except SafetyError:  # there may still be a way to brake
+            return NO_TRAJECTORY
+        if reason is None:
+            self._state, self._pose = following, pose
+        return reason
 
     def _towards(self, state: _State, q_target: Vector, settings: Any) -> _State:
         q, dq = np.array(state.q), np.array(state.dq)

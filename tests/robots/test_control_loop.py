@@ -15,7 +15,7 @@ from volar.robots.contract import CameraSpec, ContractError, PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource, TickReport
 from volar.robots.fr3 import FR3
 from volar.robots.interface import ActionChunk, Observation
-from volar.robots.kinematics import Arm
+from volar.robots.kinematics import Arm, Pose
 from volar.robots.spec import RobotSpec
 
 TICK_NS = 10_000_000
@@ -326,6 +326,29 @@ def test_a_policy_that_raises_stops_the_arm(arm: Arm) -> None:
     assert str(reports[-1].error) == "no such token"
     check_limits(body.sent)
     assert not body.state.dq.any()
+
+
+def test_inverse_kinematics_that_raises_stops_the_arm_while_it_does() -> None:
+    class Unsolvable(Arm):
+        broken = False
+
+        def step_towards(self, q: NDArray[np.float64], target: Pose, dt_s: float) -> NDArray[np.float64]:
+            if self.broken:
+                raise ValueError("matrix contains NaN")
+            return super().step_towards(q, target, dt_s)
+
+    arm = Unsolvable(FR3)
+    loop, body = pushed(arm)
+    loop.push(ActionChunk(np.tile(np.array([0.02, 0, 0, 0, 0, 0, 1], np.float32), (30, 1)), 0, 0.1), 0)
+    assert {(r.reason, r.error) for r in run(loop, body, 30)} == {(None, None)}
+    arm.broken = True
+    reports = run(loop, body, 60)
+    assert {(r.reason, str(r.error)) for r in reports} == {(ls.IK_FAILED, "matrix contains NaN")}
+    assert not reports[-1].command.dq.any()
+    arm.broken = False
+    assert {(r.mode, r.error) for r in run(loop, body, 30)} == {(ls.RUNNING, None)}
+    assert body.state.dq.any()
+    check_limits(body.sent)
 
 
 def test_without_a_joint_state_nothing_is_sent(arm: Arm) -> None:

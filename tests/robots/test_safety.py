@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from volar.robots import safety as safety_filter
 from volar.robots.body import JointCommand
 from volar.robots.errors import Unknown
 from volar.robots.fr3 import FR3
 from volar.robots.kinematics import Arm, Pose
-from volar.robots.safety import COLLISION, NO_TARGET, NON_FINITE_TARGET, WORKSPACE, SafetyError, SafetyFilter
+from volar.robots.safety import (
+    COLLISION,
+    NO_TARGET,
+    NO_TRAJECTORY,
+    NON_FINITE_TARGET,
+    WORKSPACE,
+    SafetyError,
+    SafetyFilter,
+)
 from volar.robots.spec import RobotSpec, load_robot
 
 Array = NDArray[np.float64]
@@ -212,6 +221,27 @@ def test_a_way_for_which_ruckig_finds_no_trajectory_at_first() -> None:
     commands = [safety.step(target, 0.0).command for _ in range(50)]
     check_limits(safety.spec, commands, start)
     assert commands[-1].q[2] == pytest.approx(np.pi - 0.01, abs=1e-9)
+
+
+def test_where_ruckig_finds_no_trajectory_the_arm_brakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same way, without the retries, while another joint is at full speed."""
+    monkeypatch.setattr(safety_filter, "JERK_RETRIES", ())
+    safety = unbounded("ur5e")
+    start = np.array(safety.spec.home)
+    start[2] = np.nextafter(3.129692653589793, 4.0)
+    safety.reset(start, 0.0)
+    target = start.copy()
+    target[5] += 3.0
+    moving = [safety.step(target, 0.0) for _ in range(60)]
+    assert {filtered.reason for filtered in moving} == {None}
+    assert moving[-1].command.dq[5] > 1.0
+    target[2] = np.pi
+    braking = [safety.step(target, 0.0) for _ in range(60)]
+    assert {filtered.reason for filtered in braking} == {NO_TRAJECTORY}
+    assert safety.at_rest
+    check_limits(safety.spec, [filtered.command for filtered in moving + braking], start)
+    target[2] = start[2]
+    assert safety.step(target, 0.0).reason is None
 
 
 @each_robot
