@@ -35,7 +35,7 @@ class Axis:
     `elements(stage)`: names and indices of what has such a value; None where there is only one of it.
     `size`: numbers in a value. `low`, `high`: the values that mean something. `choices`: the values where these are
     names; `boolean`: they are true or false. `needs`: the feature of `scene_variation` that a scene must have for
-    it. `derived`: MuJoCo's constants follow from it (`mj_setConst`).
+    it. `derived`: MuJoCo's constants follow from it (`mj_setConst`). `clips`: `write` clips to `low` and `high`.
     """
 
     part: Part
@@ -53,6 +53,7 @@ class Axis:
     boolean: bool = False
     needs: str = ""
     derived: bool = False
+    clips: bool = False
 
 
 def _row(field: str, columns: slice = slice(None)) -> "dict[str, Any]":
@@ -190,13 +191,13 @@ AXES: dict[str, Axis] = {
                             **_LIGHTS, modes=_ALWAYS, low=0, high=2),
     "ambient": Axis("look", "light from everywhere: red, green, blue",
                     lambda stage, i: stage.model.vis.headlight.ambient.astype(np.float64), _write_ambient,
-                    size=3, modes=_ALWAYS, low=0, high=1),
+                    size=3, modes=_ALWAYS, low=0, high=1, clips=True),
     "shadow": Axis("look", "whether a light casts shadows", lambda stage, i: bool(stage.model.light_castshadow[i]),
                    _write_shadow, **_LIGHTS, operations=("set",), boolean=True, needs="shadow"),
     "texture": Axis("look", "pattern on a surface", lambda stage, i: "none", _write_texture, **_GEOMS,
                     operations=("set",), choices=("none", *TEXTURES), needs="texture"),
     "color": Axis("look", "red, green, blue", **_row("geom_rgba", slice(0, 3)) | {"write": _write_color}, **_GEOMS,
-                  size=3, low=0, high=1),
+                  size=3, low=0, high=1, clips=True),
     "hue": Axis("look", "hue of a colour", _read_hue, _write_hue, **_GEOMS, unit="degrees", operations=("set", "add")),
     "camera_position": Axis("look", "position in the frame of what carries the camera", **_row("cam_pos"), **_CAMERAS,
                             unit="m", size=3, operations=("set", "add")),

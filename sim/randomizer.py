@@ -166,7 +166,7 @@ class Randomizer:
     def _check_range(self, term: Term) -> None:
         """What is added to or multiplied with the scene's own values must leave them possible. Raises `UsageError`."""
         axis, support = term.axis, term.distribution.support
-        if support is None or term.operation == "set" or axis.part == "look":  # colours and lights are clipped
+        if support is None or term.operation == "set" or axis.clips:
             return
         for name, i in self.elements(term).items():
             base = np.asarray(axis.read(self.stage, i), np.float64)

@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from volar.robots.errors import Unknown, VolarError
+from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.sim.distributions import Bernoulli, Choice, Uniform
 from volar.sim.randomization import Randomization, Term
 from volar.sim.randomization_axes import AXES
@@ -260,6 +260,29 @@ def test_a_scope_that_names_nothing_and_foreign_draws_are_refused() -> None:
         world.reset(0, {"hue": 3.0})
     with pytest.raises(VolarError, match="no draws"):
         TaskWorld("lift", cameras=()).reset(0, {"hue": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("field", "operation", "bounds", "says"),
+    [
+        ("camera_fov", "scale", (1.0, 3.0), "camera_fov of wrist would be 74 to 222 degrees"),
+        ("camera_fov", "add", (-30.0, 0.0), "camera_fov of front would be 1 to 31"),
+        ("light_intensity", "scale", (1.0, 4.0), "light_intensity of sun would be 0.6 to 2.4"),
+        ("light_color", "add", (-0.7, 0.0), "light_color of sun would be -0.1 to 0.6"),
+    ],
+)
+def test_a_look_that_leaves_its_range_is_refused(field: str, operation: Any, bounds: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        TaskWorld("lift", cameras=(), randomization=only(Term(field, Uniform(*bounds), operation=operation)))
+
+
+@pytest.mark.parametrize("field", ["color", "ambient"])
+def test_what_is_clipped_may_leave_its_range(field: str) -> None:
+    world = TaskWorld("lift", cameras=(), randomization=only(Term(field, Uniform(5.0, 6.0), operation="add")))
+    world.reset(0)
+    model = world.model
+    written = model.vis.headlight.ambient if field == "ambient" else model.geom_rgba[model.geom("table").id, :3]
+    np.testing.assert_array_equal(written, 1.0)
 
 
 def test_pictures_show_it() -> None:
