@@ -4,7 +4,8 @@ Kinematics and link masses: Universal Robots, "DH parameters for calculations of
 (standard Denavit-Hartenberg). The base frame is ROS's `base_link` of ur_description, which points the arm
 along +x at zero: the controller's own frame `base` is turned by pi about z. The gripper has the stroke,
 length, mass and force of a Robotiq 2F-85 and is simplified to two fingers that slide; the real ones swing on
-linkages, so that their tips move along the approach axis by some millimetres as they close.
+linkages, so that their tips move along the approach axis by some millimetres as they close. Its driver knows one
+knuckle joint, not these fingers: launch/README.md says what a node between them does.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ UR5E = RobotSpec(
     state_units=STATE_UNITS,
     joint_states_topic="joint_states",
     trajectory_topic="scaled_joint_trajectory_controller/joint_trajectory",
-    gripper_action="robotiq_gripper_controller/gripper_cmd",
+    gripper_action="",  # robotiq_gripper_controller takes a knuckle's angle (0 open, 0.8 rad closed): by topic only
     velocity_bounds=velocity_bounds,
     add_to=add_to,
     add_hand=GRIPPER.add_to,

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 # Every command counts: a subscriber that misses one sees the arm told to move twice as far in a period.
 COMMANDS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+ABORTED = 6  # action_msgs/GoalStatus
 FLUSH_S = 0.5  # for a subscriber that has gone without saying so
-GOAL_M = 0.001  # a gripper action is sent again when the width to reach has changed by this
+GOAL_S = 0.1  # between two goals of a gripper's action at least: drivers begin each one anew
+STEP_M = 0.002  # a goal for each such change of a width that goes on moving
+REST_M = 0.0002  # the width it comes to rest at is told more exactly: a thin object is to be grasped
 
 
 class CommandOutput:
     """Publishes one command a period; the publishers are silent while the node is not active.
 
-    `problem(topic, text)`: called when a subscriber cannot hear us. Raises `VolarError` where the gripper's action is
-    wanted and `control_msgs` is not installed.
+    `problem(topic, text)`: called when a subscriber cannot hear us, or the gripper's driver does not follow; an empty
+    text takes that back. Raises `VolarError` where the gripper's action is wanted and cannot be had.
     """
 
     def __init__(
@@ -42,8 +45,9 @@ class CommandOutput:
         topic = (settings.trajectory_topic or spec.trajectory_topic) if self._stamped else settings.position_topic
         self._arm = self._publisher(kind, topic)
         self._gripper, self._action, self._closed = None, None, False
-        if _gripper_by_action(settings):
-            self._action = _GripperAction(node, spec, settings.gripper_action or spec.gripper_action)
+        if _gripper_by_action(spec, settings):
+            name = settings.gripper_action or spec.gripper_action
+            self._action = _GripperAction(node, spec, name, 1.0 / settings.rate_hz, problem)
         else:
             self._gripper = self._publisher(Float64MultiArray, settings.gripper_topic)
 
@@ -61,9 +65,11 @@ class CommandOutput:
     @property
     def waits_for(self) -> tuple[str, ...]:
         """Who must be there before the first command: a stream that is heard from its middle begins with a jump."""
-        if self._closed or self._arm.get_subscription_count():
+        if self._closed:
             return ()
-        return (f"a subscriber of {self._arm.topic_name}",)
+        publishers = filter(None, (self._arm, self._gripper))
+        deaf = [f"a subscriber of {each.topic_name}" for each in publishers if not each.get_subscription_count()]
+        return (*deaf, *(() if self._action is None else self._action.waits_for))
 
     def send(self, command: JointCommand) -> None:
         """`Ros2Body`'s `publish`."""
@@ -101,37 +107,84 @@ class CommandOutput:
             self._action.client.destroy()
 
 
+class GoalSteps:
+    """When a width that the filter moves a little each period is worth a goal: for each step, and where it rests."""
+
+    def __init__(self, period_s: float) -> None:
+        self._every = self._since = max(1, round(GOAL_S / period_s))
+        self._sent_m, self._last_m = float("nan"), float("nan")
+
+    def due(self, width_m: float) -> bool:
+        """Once each period. True where a goal is to be sent now."""
+        rests, self._last_m = width_m == self._last_m, width_m
+        self._since += 1
+        near = abs(width_m - self._sent_m) < (REST_M if rests else STEP_M)  # not before the first goal: NaN
+        if near or self._since < self._every:
+            return False
+        self._sent_m, self._since = width_m, 0
+        return True
+
+    def lost(self) -> None:
+        """The goal could not be sent: another is due."""
+        self._sent_m = float("nan")
+
+
 class _GripperAction:
     """`control_msgs/GripperCommand`: goals, since a gripper's driver moves by itself."""
 
-    def __init__(self, node: "LifecycleNode", spec: RobotSpec, name: str) -> None:
+    def __init__(
+        self, node: "LifecycleNode", spec: RobotSpec, name: str, period_s: float, problem: Callable[[str, str], None]
+    ) -> None:
         from control_msgs.action import GripperCommand
         from rclpy.action.client import ActionClient
 
-        self._goal, self._spec = GripperCommand.Goal, spec
+        self._goal, self._spec, self._name, self._problem = GripperCommand.Goal, spec, name, problem
         self.client: Any = ActionClient(node, GripperCommand, name)
-        self._sent_m, self._last_m = float("nan"), float("nan")
+        self._steps = GoalSteps(period_s)
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        return () if self.client.server_is_ready() else (f"the action server {self._name}",)
 
     def reach(self, width_m: float) -> None:
-        """The filter moves the width a little each period: a goal is sent when it has come to where it goes."""
-        arrived, self._last_m = width_m == self._last_m, width_m
-        if arrived and not abs(width_m - self._sent_m) < GOAL_M and self.client.server_is_ready():
-            self._sent_m = width_m
-            goal = self._goal()
-            goal.command.position = float(self._spec.finger_positions(width_m)[0])
-            goal.command.max_effort = self._spec.gripper_force_max
-            self.client.send_goal_async(goal)
+        if not self._steps.due(width_m):
+            return
+        if self.waits_for:
+            self._steps.lost()
+            self._problem(self._name, "its action server is gone: the gripper does not move")
+            return
+        goal = self._goal()
+        goal.command.position = float(self._spec.finger_positions(width_m)[0])
+        goal.command.max_effort = self._spec.gripper_force_max
+        self.client.send_goal_async(goal).add_done_callback(self._on_answer)
+
+    def _on_answer(self, answer: Any) -> None:
+        if answer.result().accepted:
+            answer.result().get_result_async().add_done_callback(self._on_end)
+        else:
+            self._problem(self._name, "a goal was rejected: the gripper does not move")
+
+    def _on_end(self, end: Any) -> None:
+        gave_up = end.result().status == ABORTED
+        self._problem(self._name, "a goal was aborted; where a grasp ends so, set allow_stalling" if gave_up else "")
 
 
-def _gripper_by_action(settings: NodeSettings) -> bool:
+def _gripper_by_action(spec: RobotSpec, settings: NodeSettings) -> bool:
     from importlib.util import find_spec
 
+    asked = settings.gripper_output == "action" or settings.gripper_action != ""
+    if asked and not spec.gripper_action:
+        raise VolarError(
+            f"gripper_output={settings.gripper_output} gripper_action={settings.gripper_action!r}: the usual driver of "
+            f"{spec.name}'s gripper takes an angle of its knuckle, where goals here are the way of a finger; use "
+            "gripper_output=topic, no gripper_action, and a node that turns the width [m] into the driver's goals"
+        )
     installed = find_spec("control_msgs") is not None
     if settings.gripper_output == "action" and not installed:
         raise VolarError(
             "gripper_output=action needs control_msgs, which is not installed here; use gripper_output=topic"
         )
-    return installed and settings.gripper_output != "topic"
+    return installed and spec.gripper_action != "" and settings.gripper_output != "topic"
 
 
 def _numbers(values: Any) -> Float64MultiArray:

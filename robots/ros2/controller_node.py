@@ -221,9 +221,10 @@ class ControllerNode(LifecycleNode):
         self._source, self._loop, self._body = None, None, None
 
     def _note_problem(self, topic: str, text: str) -> None:
-        self.get_logger().warning(f"{topic}: {text}")
-        if self._body is not None:
-            self._body.problems[topic] = text
+        problems = {} if self._body is None else self._body.problems
+        if text and problems.get(topic) != text:
+            self.get_logger().warning(f"{topic}: {text}")
+        problems[topic] = text
 
     def _refuse(self, reason: str) -> None:
         self.failure = " ".join(reason.split())

@@ -23,7 +23,7 @@ def report(name: str, node_state: str, thread: "ControlThread | None", body: "Ro
         status.level, status.message = _verdict(thread)
         values |= figures(thread)
     if body is not None:
-        values |= {f"problem with {topic}": what for topic, what in sorted(body.problems.copy().items())}
+        values |= {f"problem with {topic}": what for topic, what in sorted(body.problems.copy().items()) if what}
     waiting = body if thread is None else None if thread.started else thread
     if waiting is not None and (waits_for := waiting.waits_for):
         values["waits for"] = ", ".join(waits_for)

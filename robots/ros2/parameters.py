@@ -44,7 +44,7 @@ class NodeSettings:
     )
     joint_states_topic: str = field(default="joint_states", metadata=_about("sensor_msgs/JointState, matched by name"))
     gripper_output: str = field(
-        default="auto", metadata=_about("action: control_msgs/GripperCommand; topic; auto: what is installed")
+        default="auto", metadata=_about("action: control_msgs/GripperCommand (not for ur5e); topic; auto: action where it can be")
     )
     gripper_topic: str = field(
         default="gripper_controller/commands", metadata=_about("std_msgs/Float64MultiArray, width between fingers [m]")

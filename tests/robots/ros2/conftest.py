@@ -16,6 +16,7 @@ DOMAINS = {
     "test_run_controller": 7,
     "test_parity": 8,
     "test_topic_rates": 9,
+    "test_command_output": 10,
 }
 
 
