@@ -23,7 +23,7 @@ from volar.robots.kinematics import Arm, Pose
 from volar.robots.loop_state import LoopState, State
 from volar.robots.rolling_percentile import RollingPercentile
 from volar.robots.safety import SafetyFilter
-from volar.robots.watchdogs import LoopLimits, Watchdogs
+from volar.robots.watchdogs import LoopLimits, Watchdogs, require_start
 
 Vector = NDArray[np.float64]
 
@@ -151,9 +151,10 @@ class ControlLoop:
     def reset(self, now_ns: int) -> None:
         """Starts from the measured state, at rest, running; forgets chunks and faults. The next tick observes.
 
-        Raises `SafetyError` when the measured state is not finite.
+        Raises `watchdogs.CannotStart` when the measured state is not finite or the arm moves.
         """
         state = self.body.joint_state()
+        require_start(state, self.arm.spec)
         self._safety.reset(state.q, state.gripper_width_m)
         self.mode.reset()
         self._watch.reset(now_ns)

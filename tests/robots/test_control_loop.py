@@ -17,6 +17,7 @@ from volar.robots.fr3 import FR3
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm, Pose
 from volar.robots.spec import RobotSpec
+from volar.robots.watchdogs import CannotStart
 
 TICK_NS = 10_000_000
 STEP_NS = 100_000_000
@@ -349,6 +350,29 @@ def test_inverse_kinematics_that_raises_stops_the_arm_while_it_does() -> None:
     assert {(r.mode, r.error) for r in run(loop, body, 30)} == {(ls.RUNNING, None)}
     assert body.state.dq.any()
     check_limits(body.sent)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"q": np.where(np.arange(7) == 3, np.nan, HOME)}, "fr3_joint4 is measured at nan"),
+        ({"gripper_width_m": np.inf}, "the gripper is measured at inf"),
+        ({"dq": np.where(np.arange(7) == 4, -0.27, 0.0)}, r"fr3_joint5 moves at 0\.270 rad/s.*at most 0\.263"),
+        ({"dq": np.full(7, np.inf)}, "fr3_joint1 moves at inf"),
+    ],
+)
+def test_a_start_from_nowhere_or_in_motion_is_refused(
+    arm: Arm, change: dict[str, NDArray[np.float64]], reason: str
+) -> None:
+    body = ExactBody()
+    loop = ControlLoop(body, arm, FR3.action)
+    body.reported = replace(body.state, **change)
+    with pytest.raises(CannotStart, match=reason):
+        loop.reset(0)
+    for dq in (np.full(7, 0.05 * 2.62), np.full(7, np.nan)):  # NaN: a driver that measures none
+        body.reported = replace(body.state, dq=dq)
+        loop.reset(0)
+    assert loop.tick(0).reason == ls.NO_CHUNK
 
 
 def test_without_a_joint_state_nothing_is_sent(arm: Arm) -> None:

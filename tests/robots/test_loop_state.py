@@ -133,6 +133,7 @@ def test_requests_are_answered_in_order_and_reset_forgets_them(bench: Bench) -> 
     bench.loop.resume()
     report = bench.run(1)[0]
     assert (report.mode, report.reason, report.denied) == (ls.STOPPED, ls.STOP_REQUESTED, ls.IS_STOPPED)
+    bench.run(60)
     bench.loop.recover()
     bench.loop.reset(bench.now_ns)
     report = bench.run(1)[0]
@@ -263,6 +264,8 @@ def test_a_policy_that_continues_is_told_what_is_executed_meanwhile(arm: Arm) ->
     for asked, prefix in zip(bench.asked[1:], bench.prefixes[1:], strict=True):
         during = [r.action for r in reports if 0 <= r.stamp_ns - asked.stamp_ns < 100 * MS]
         np.testing.assert_array_equal(np.float32(during), np.tile(prefix.actions[:1], (10, 1)))
+    bench.loop.stop()
+    bench.run(60)
     bench.loop.reset(bench.now_ns)
     assert len(bench.loop.latency_s) == 0
 
