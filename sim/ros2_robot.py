@@ -50,6 +50,8 @@ class SimRobotConfig:
             raise ValueError(f"seed={self.seed} must be at least 0, image_size={self.image_size} at least 8")
         if not self.speed > 0 or (self.speed != 1.0 and not self.sim_time):
             raise ValueError(f"speed={self.speed:g} must be positive, and 1 without sim_time")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise ValueError(f"duration_s={self.duration_s:g} must be positive")
         if not 0 < self.camera_hz <= 100 or 100 % self.camera_hz:
             raise ValueError(f"camera_hz={self.camera_hz:g} must divide 100: 10, 20, 25, 50, 100")
 
@@ -75,11 +77,12 @@ def serve(config: SimRobotConfig, ros_arguments: list[str]) -> None:
 
     from volar.robots.real_time import Pacer
     from volar.sim.ros2_twin import Twin
+    from volar.sim.sim_robot import SimulationDiverged
     from volar.sim.world import CONTROL_PERIOD_S
 
     world = make_world(config)
     rclpy.init(args=["volar-sim-robot", *ros_arguments], signal_handler_options=SignalHandlerOptions.NO)
-    stop = threading.Event()
+    stop, periods = threading.Event(), 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     twin = Twin(world, config.camera_hz, config.compressed, config.reflex, config.sim_time)
@@ -88,12 +91,16 @@ def serve(config: SimRobotConfig, ros_arguments: list[str]) -> None:
     try:
         with twin:
             pacer.start()
-            while not stop.is_set() and (config.duration_s is None or twin.now_ns < config.duration_s * 1e9):
+            while not stop.is_set() and (config.duration_s is None or periods * CONTROL_PERIOD_S < config.duration_s):
+                periods += 1
                 pacer.wait()
                 twin.begin_period()
                 if config.sim_time and twin.commanded:
                     twin.await_command()
-                twin.end_period()
+                try:
+                    twin.end_period()
+                except SimulationDiverged as error:
+                    twin.skip_scene(world.seed, error)
     finally:
         world.close()
         rclpy.try_shutdown()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from volar.robots.errors import VolarError
 from volar.sim.command_check import GAP_PERIODS, CommandCheck
+from volar.sim.tasks.layout import NoLayout
 from volar.sim.world import CONTROL_PERIOD_S, TaskWorld
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ NAME: Final = "volar_sim_robot"
 PERIOD_NS: Final = round(CONTROL_PERIOD_S * 1e9)
 JPEG_QUALITY: Final = 90
 COMMAND_S: Final = 0.2  # how long the physics waits for a command; then the arm goes on as it was told
+_SCENE: Final = "scene"
 APART_NS: Final = 1_000_000_000  # between two scenes on the clock, which never goes back
 
 
@@ -46,12 +49,12 @@ class Twin:
         self.node = Node(NAME)
         self.received = 0
         self.reflex_reason = ""
-        self.problems: dict[str, str] = {}  # topic -> what is wrong with what comes there, as ~/state says
+        self.problems: dict[str, str] = {}  # topic, or the scene -> what is wrong with it, as ~/state says
         self.check = CommandCheck(world.spec, CONTROL_PERIOD_S)
         self.arrived = threading.Condition()
         self._reflex, self._compressed, self._sim_time = reflex, compressed, sim_time
         self._frame_every = round(1.0 / (camera_hz * CONTROL_PERIOD_S))
-        self._base_ns, self._periods, self._silent, self._received_before = APART_NS, 0, 0, 0
+        self._base_ns, self._periods, self._silent, self._received_before = 0, 0, 0, 0
         self._newest: tuple[Vector, Vector, Vector] | None = None
         self._asked_seed: int | None = None
         self.last_q: Vector = np.array(world.spec.home)
@@ -78,10 +81,14 @@ class Twin:
 
     def begin_period(self) -> None:
         """Publishes joint states, images when they are due, and then the clock."""
-        if (seed := self._asked_seed) is not None:
+        while (seed := self._asked_seed) is not None:
             self._asked_seed = None
-            self.world.reset(seed)
-            self.restart()
+            try:
+                self.world.reset(seed)
+            except NoLayout as error:
+                self.skip_scene(seed, error)
+            else:
+                self.restart()
         self._received_before = self.received
         stamp = self._stamp()
         self._publish_state(stamp)
@@ -89,6 +96,11 @@ class Twin:
             self._publish_images(stamp)
         if self._sim_time:
             self._clock.publish(self._clock_type(clock=stamp))
+
+    def skip_scene(self, seed: int, error: VolarError) -> None:
+        """That scene cannot be, or go on: ~/state says so, and the next seed's comes with the next period."""
+        self._note_problem(_SCENE, f"{error}; seed {seed + 1} is next")
+        self._asked_seed = seed + 1
 
     def await_command(self, timeout_s: float = COMMAND_S) -> bool:
         """Simulated time can wait: until the command of this period has come. False where it has not."""
