@@ -8,6 +8,7 @@ from volar.robots.errors import UsageError
 from volar.sim.closed_loop import episode_seed
 from volar.sim.colors import COLORS
 from volar.sim.tasks import TASKS, load_task
+from volar.sim.tasks.layout import NoLayout
 from volar.sim.tasks.task import SIDES
 from volar.sim.world import TaskWorld
 
@@ -32,7 +33,7 @@ class Order:
 
 def understand(instruction: str, task: str | None = None) -> Order:
     """The order behind an instruction: one of a task's phrasings, or, for a given `task`, any text that names one
-    colour, or two in the order of the task's phrasings (and a side, where the task has one). Raises `UsageError`,
+    colour, or two in the order of the task's phrasings, and a side where the task has one. Raises `UsageError`,
     `Unknown`."""
     words = " ".join(re.findall(r"[a-z0-9]+", instruction.lower()))
     names = [load_task(task).name] if task else list(TASKS)
@@ -42,22 +43,30 @@ def understand(instruction: str, task: str | None = None) -> Order:
                 found = match.groupdict()
                 return Order(name, *(found.get(part) or "" for part in ("color", "side", "other")))
     colors = [word for word in words.split() if word in COLORS]
-    sides = [side for side in SIDES if side in words.split()]
-    wanted = 2 if "{other}" in TASKS[names[0]].templates[0] else 1
-    if task and len(colors) == wanted and len(sides) <= 1:
-        return Order(names[0], colors[0], sides[0] if sides else "", colors[1] if wanted == 2 else "")
+    sides = [word for word in words.split() if word in SIDES]
+    template = TASKS[names[0]].templates[0]
+    wanted = 2 if "{other}" in template else 1
+    if task and len(colors) == wanted and len(sides) == ("{side}" in template):
+        return Order(names[0], colors[0], "".join(sides), colors[1] if wanted == 2 else "")
     examples = "; ".join(TASKS[name].templates[0].format(color="red", side="left", other="blue") for name in names)
     if task:
         number = "one color" if wanted == 1 else "two colors"
-        raise UsageError(f"instruction {instruction!r} must name {number} ({', '.join(COLORS)}), such as {examples!r}")
+        side = f"one side ({', '.join(SIDES)})" if "{side}" in template else "no side"
+        raise UsageError(
+            f"instruction {instruction!r} must name {number} ({', '.join(COLORS)}) and {side}, such as {examples!r}"
+        )
     raise UsageError(f"no task is known for the instruction {instruction!r}; give task=... or say it like: {examples}")
 
 
 def seeds(order: Order, world: TaskWorld, seed: int) -> Iterator[int]:
-    """Seeds of scenes whose goal is the one ordered, among those that volar-evaluate uses for this `seed`."""
+    """Seeds of scenes whose goal is the one ordered, among those that volar-evaluate uses for this `seed`. Raises
+    `UsageError` when there are no more."""
     for index in range(_SEARCHED):
         found = episode_seed(seed, order.task, index)
-        world.reset(found)
+        try:
+            world.reset(found)
+        except NoLayout:
+            continue
         if order.fits(world):
             yield found
     raise UsageError(f"only {_SEARCHED} scenes are searched for {order}; ask for fewer episodes")

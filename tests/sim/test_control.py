@@ -22,6 +22,7 @@ from volar.sim.control import ControlConfig, control
 from volar.sim.control_report import Run, summarize
 from volar.sim.orders import Order, seeds, understand
 from volar.sim.tasks import TASKS
+from volar.sim.tasks.layout import NoLayout
 from volar.sim.wall_clock import run_in_real_time
 from volar.sim.world import TaskWorld
 
@@ -127,6 +128,12 @@ def test_what_is_not_understood_is_refused_with_examples() -> None:
     assert understand("red over blue, please", "stack") == Order("stack", "red", other="blue")
     with pytest.raises(UsageError, match="must name two colors"):
         understand("red, please", "stack")
+    assert understand("red one, to the left", "push") == Order("push", "red", "left")
+    for text, task in (("the red one", "push"), ("red, left or right", "push"), ("bump the green knob", "turn_lever")):
+        with pytest.raises(UsageError, match=r"must name one color .* and one side \(left, right\), such as"):
+            understand(text, task)
+    with pytest.raises(UsageError, match="and no side"):
+        understand("lift red to the left", "lift")
     with pytest.raises(Unknown, match="reach"):
         understand("lift the red block", "lfit")
 
@@ -139,6 +146,21 @@ def test_scenes_are_those_of_evaluation_with_the_ordered_goal() -> None:
         seed = next(found)
         assert (world.goal.color, world.goal.side) == ("green", "left")
         assert seed in {episode_seed(0, "push", i) for i in range(200)}
+
+
+class _Crowded(TaskWorld):
+    """No layout is found for every other seed."""
+
+    def reset(self, seed: int, draws: Any = None) -> None:
+        if seed % 2:
+            raise NoLayout(f"seed {seed}")
+        super().reset(seed, draws)
+
+
+def test_a_seed_without_a_layout_is_passed_over() -> None:
+    found = seeds(Order("reach"), _Crowded("reach", cameras=()), 0)
+    wanted = [seed for seed in (episode_seed(0, "reach", i) for i in range(20)) if seed % 2 == 0]
+    assert [next(found) for _ in wanted] == wanted
 
 
 @pytest.fixture
