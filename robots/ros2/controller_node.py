@@ -38,7 +38,7 @@ from std_srvs.srv import Trigger
 
 from volar.robots.contract import require
 from volar.robots.control_loop import ControlLoop, TickReport
-from volar.robots.errors import VolarError
+from volar.robots.errors import UsageError, VolarError
 from volar.robots.kinematics import Arm
 from volar.robots.policy_source import PolicySource, open_source
 from volar.robots.ros2 import diagnostics, parameters, robot_inputs
@@ -201,6 +201,8 @@ class ControllerNode(LifecycleNode):
         self._instruction = self._instruction or settings.instruction
         self._loop.set_instruction(self._instruction)
         self._inputs_of_robot = RobotInputs(self, self.inputs, settings, self._body, clock, cameras)
+        for wrong in parameters.unread(self):
+            self.get_logger().warning(wrong)
 
     def _brake(self) -> None:
         if self.thread is not None and not self.thread.leave():
@@ -287,13 +289,15 @@ class ControllerNode(LifecycleNode):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM, at which the arm brakes first."""
-    rclpy.init(args=arguments if arguments is not None else sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    words = arguments if arguments is not None else sys.argv
+    rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
+        parameters.refuse_unknown(words)
         node = ControllerNode()
-    except ParameterException as error:
+    except (ParameterException, UsageError) as error:
         print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2

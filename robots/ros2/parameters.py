@@ -1,6 +1,8 @@
 """The parameters of the controller node: what each means, its range, and what it is when nobody says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from volar.robots.control_loop import MAX_RATE_HZ, MIN_RATE_HZ
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 COMMAND_OUTPUTS: Final = ("joint_trajectory", "position")
 GRIPPER_OUTPUTS: Final = ("auto", "action", "topic")
 TRANSPORTS: Final = ("raw", "compressed")
+OF_EVERY_NODE: Final = ("use_sim_time", "start_type_description_service")  # declared by rclpy itself
 _LIMITS = LoopLimits()
 
 
@@ -44,7 +47,7 @@ class NodeSettings:
     )
     joint_states_topic: str = field(default="joint_states", metadata=_about("sensor_msgs/JointState, matched by name"))
     gripper_output: str = field(
-        default="auto", metadata=_about("action: control_msgs/GripperCommand (not for ur5e); topic; auto: action where it can be")
+        default="auto", metadata=_about("action: control_msgs/GripperCommand (not ur5e); topic; auto: what can be had")
     )
     gripper_topic: str = field(
         default="gripper_controller/commands", metadata=_about("std_msgs/Float64MultiArray, width between fingers [m]")
@@ -113,14 +116,43 @@ def read(node: "Node") -> NodeSettings:
     return NodeSettings(**{item.name: node.get_parameter(item.name).value for item in fields(NodeSettings)})
 
 
+def given(words: Sequence[str]) -> dict[str, str]:
+    """The `-p NAME:=VALUE` of a command line; one that says for which node it is (`NODE:NAME`) is left out."""
+    pairs = [word.partition(":=") for flag, word in pairwise(words) if flag in ("-p", "--param")]
+    return {name: value for name, _, value in pairs if ":" not in name}
+
+
+def refuse_unknown(words: Sequence[str]) -> None:
+    """Raises `Unknown` for a `-p` that the node would never look at."""
+    known = (*(item.name for item in fields(NodeSettings)), *OF_EVERY_NODE)
+    for name in given(words):
+        camera = name.startswith("cameras.") and name.endswith(".topic")
+        if not (camera or name in known or name.startswith("qos_overrides.")):
+            raise Unknown("parameter", name, (*known, "cameras.NAME.topic"))
+
+
+def unread(node: "Node") -> list[str]:
+    """What is wrong with each parameter that was given and not declared, as a file of several nodes may hold them."""
+    names = node._parameter_overrides  # rclpy has no other way to them
+    others = [name for name in names if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
+    return [f"not read: {Unknown('parameter', name, node._parameters)}" for name in others]
+
+
 def camera_topic(node: "Node", camera: str, transport: str) -> str:
     """Where a camera's images come from: `cameras.<name>.topic`, by default `<name>/image_raw[/compressed]`."""
     from rcl_interfaces.msg import ParameterDescriptor
 
-    name, default = (
-        f"cameras.{camera}.topic",
-        f"{camera}/image_raw" + ("/compressed" if transport == "compressed" else ""),
-    )
+    name, default = _topic_of(camera), f"{camera}/image_raw" + ("/compressed" if transport == "compressed" else "")
     if not node.has_parameter(name):
         node.declare_parameter(name, default, ParameterDescriptor(description=f"images of camera {camera}"))
     return str(node.get_parameter(name).value)
+
+
+def forget_camera(node: "Node", camera: str) -> None:
+    """Takes back what `camera_topic` declared."""
+    if node.has_parameter(_topic_of(camera)):
+        node.undeclare_parameter(_topic_of(camera))
+
+
+def _topic_of(camera: str) -> str:
+    return f"cameras.{camera}.topic"

@@ -20,6 +20,7 @@ from volar.robots.limit_margins import LimitMargins, limit_use
 from volar.robots.loop_state import HOLDING, RUNNING
 from volar.robots.ros2.control_thread import ControlThread
 from volar.robots.ros2.controller_node import SUCCESS, ControllerNode
+from volar.robots.ros2.parameters import given, refuse_unknown
 from volar.robots.ros2.spinning import Spinning
 
 LOOK_S: Final = 0.05  # between looks at what the loop has done; it does not wait for them
@@ -56,6 +57,10 @@ def run_controller(
     Prints its state whenever that changes. Raises `UsageError` for parameters that do not exist or fit, `VolarError`
     with the node's reason where it refuses to start, sends nothing, or its loop or policy fails.
     """
+    refuse_unknown(ros_arguments)
+    for name, value in given(ros_arguments).items():
+        if name in parameters:  # it would lose, in silence
+            raise UsageError(f"-p {name}:={value} is a setting here, {name}={parameters[name]}: give {name}={value}")
     reports: SimpleQueue[TickReport] = SimpleQueue()
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}

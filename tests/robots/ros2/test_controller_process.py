@@ -141,6 +141,36 @@ def test_other_names_and_transports(stage: Stage) -> None:
     assert controller.terminate(signal.SIGINT) == 0, controller.log
 
 
+def test_what_a_file_says_in_vain_is_logged(stage: Stage, tmp_path: Path) -> None:
+    """A file may be of several nodes: it is not refused. What rclpy and the policy's cameras read is not named."""
+    file = tmp_path / "shared.yaml"
+    parameters = {
+        "max_sped": 1.0,
+        "cameras": {"front": {"topic": "front/image_raw"}, "wirst": {"topic": "wirst/image"}},
+    }
+    parameters |= {"use_sim_time": False, "qos_overrides": {"/clock": {"subscription": {"depth": 1}}}}
+    file.write_text(json.dumps({"/**": {"ros__parameters": parameters}}))  # JSON is YAML
+    arm, controller = stage(arguments=["--params-file", str(file)])
+    arm.run()
+    assert controller.transition("configure")
+    lines = [line for line in controller.log.splitlines() if "not read: unknown parameter" in line]
+    assert len(lines) == 2, controller.log
+    assert any("'max_sped'" in line for line in lines)
+    assert any("'cameras.wirst.topic'; did you mean cameras.wrist.topic" in line for line in lines)
+
+
+def test_another_transport_after_a_cleanup(stage: Stage) -> None:
+    """The default topics are those of the transport, each time the node is configured."""
+    arm, controller = stage(arm={"compressed": True}, **PATIENT)
+    arm.run()
+    assert controller.transition("configure")
+    assert controller.transition("cleanup")
+    assert controller.set_text("image_transport", "compressed").successful
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    controller.until(lambda: arm.moving)
+
+
 def test_a_subscriber_that_cannot_hear_is_named(stage: Stage, network: Any) -> None:
     arm, controller = stage()
     heard: list[Any] = []
@@ -161,6 +191,7 @@ def test_a_subscriber_that_cannot_hear_is_named(stage: Stage, network: Any) -> N
         (["autostart:=true", "policy:=nowhere"], 1, "nowhere"),
         (["rate_hz:=10.0"], 2, "rate_hz"),
         (["rate_hz:=fast"], 2, "rate_hz"),
+        (["rate_hs:=100.0"], 2, "unknown parameter 'rate_hs'; did you mean rate_hz"),
     ],
 )
 def test_what_cannot_start_says_why_in_a_line(network: Any, arguments: list[str], code: int, said: str) -> None:

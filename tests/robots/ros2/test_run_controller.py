@@ -87,6 +87,8 @@ def test_without_a_robot_it_says_what_it_waited_for(verb: Any, tmp_path: Path) -
         (["robot=sim/fr3", "--ros-args", "-p", "a:=1"], 2, "robot=ros2"),
         (["robot=ros2/ur5e"], 1, "ur5e"),
         (["--ros-args", "-p", "camera_sync_s:=7.0"], 2, "camera_sync_s"),
+        (["--ros-args", "-p", "camera_snc_s:=0.05"], 2, "did you mean camera_sync_s"),
+        (["--ros-args", "-p", "rate_hz:=200.0"], 2, "-p rate_hz:=200.0 is a setting here, rate_hz=100.0"),
     ],
 )
 def test_what_it_refuses(verb: Any, words: list[str], code: int, said: str) -> None:
