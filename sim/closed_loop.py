@@ -105,14 +105,14 @@ class ClosedLoop:
         is told the goal in a phrasing that no demonstration has. A seed whose premise does not hold is not run. A
         failure inside the episode (diverged physics, a policy that raises) is recorded, not raised. Raises `Unknown`
         for another condition, `RenderingUnavailable` and `NothingRuns` where no episode could run. With the `draws` of
-        an earlier episode, randomization draws nothing, and the premise is not looked at again.
+        an earlier episode, randomization draws nothing.
         """
         check_condition(condition)
         self.trace = Trace()
         episode = RunningEpisode(self.world, self.trace)
         instruction = ""
         try:
-            if draws is None and (wrong := self._premise(seed)):
+            if wrong := self._premise(seed, draws):
                 return episode.record(index, seed, condition, "", invalid=wrong)
             instruction = self._start(seed, condition, draws)
             episode.begin()
@@ -134,8 +134,10 @@ class ClosedLoop:
         """Frees the renderer."""
         self.world.close()
 
-    def _premise(self, seed: int) -> str:
+    def _premise(self, seed: int, draws: Mapping[str, Any] | None) -> str:
         """What is wrong with the seed's scene, or an empty string. Raises what its simulation raises."""
+        if draws is not None:
+            return broken_premise(self.world, seed, draws)
         if seed not in self._premises:
             wrong = broken_premise(self.world, seed)
             self._premises[seed] = wrong, self.world.draws

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volar.sim.colors import COLORS
+from volar.sim.randomization import Draws
 from volar.sim.scene import SceneState
 from volar.sim.tasks.layout import NoLayout
 from volar.sim.world import CONTROL_PERIOD_S, TASK_HZ, TaskWorld
@@ -16,15 +17,16 @@ TURNED = 0.02  # [m, rad], of a drawer or a knob
 _HIDDEN_BELOW_M = -0.15  # a thing that a task does not use is put under the table, where it may do what it likes
 
 
-def broken_premise(world: TaskWorld, seed: int) -> str:
+def broken_premise(world: TaskWorld, seed: int, draws: Draws | None = None) -> str:
     """Why that seed's episode must not count, or an empty string. Leaves the world in some state: reset it.
 
     The episode is placed and the arm holds still for `IDLE_STEPS`: meanwhile the task must not succeed, and after half
-    a second, before randomization pushes anything, things must be where they were put. It depends on task, robot,
-    randomization and seed alone. Raises `SimulationDiverged`: an unstable scene is a broken episode.
+    a second things must be where they were put (randomization that pushes them before makes the seed invalid). It
+    depends on task, robot, randomization and seed alone; `draws`: of an earlier episode, to be repeated. Raises
+    `SimulationDiverged`: an unstable scene is a broken episode.
     """
     try:
-        world.reset(seed)
+        world.reset(seed, draws)
     except NoLayout as error:
         return str(error)
     before = world.state

@@ -162,6 +162,22 @@ def test_diverged_physics_leave_a_file_that_plays_up_to_there(artifact_folder: P
     assert "does not break any more" in replay(ReplayConfig(file)).text  # nobody poisons it now
 
 
+def test_an_episode_that_broke_in_its_premise_breaks_again(artifact_folder: Path, tmp_path: Path) -> None:
+    """The arm holds still, and randomization throws the plate so fast that physics diverge: no policy was asked yet."""
+    terms = tmp_path / "thrown.yaml"
+    terms.write_text(
+        "terms:\n  - {field: push, scope: object/plate, mode: interval, interval_s: 2.0, operation: add,"
+        " distribution: {uniform: [1.0e+12, 2.0e+12]}}\n"
+    )
+    bench = Bench(str(artifact_folder), "fr3", 0.02, randomization=str(terms), max_steps=3)
+    record = next(run_jobs(bench, [Job("place_on", "standard", 0, SEEDS[0], output=str(tmp_path))], workers=1))
+    assert record.broken
+    assert record.steps == 0
+    verdict = replay(ReplayConfig(tmp_path / record.replay))
+    assert verdict == Verdict(True, True, verdict.text)
+    assert "SimulationDiverged" in verdict.text
+
+
 def test_a_file_that_is_no_replay_is_named(tmp_path: Path) -> None:
     with pytest.raises(VolarError, match=r"no replay file .*nowhere\.npz"):
         replay(ReplayConfig(tmp_path / "nowhere.npz"))

@@ -14,6 +14,7 @@ from volar.sim.episode_record import EpisodeRecord
 from volar.sim.evaluation import Bench, Job, run_jobs
 from volar.sim.evaluation_plan import Plan
 from volar.sim.premise import broken_premise
+from volar.sim.randomization import Draws
 from volar.sim.tasks import load_suite
 from volar.sim.world import TaskWorld
 
@@ -81,8 +82,8 @@ def test_the_premise_of_every_task_holds(task: str) -> None:
 class _Tampered(TaskWorld):
     """A world in which something is wrong from the start."""
 
-    def reset(self, seed: int) -> None:  # type: ignore[override]
-        super().reset(seed)
+    def reset(self, seed: int, draws: Draws | None = None) -> None:
+        super().reset(seed, draws)
         block = self.data.joint(f"block_{self.goal.color}")
         if seed % 3 == 0:
             block.qpos[2] += 0.2  # it hangs in the air: lifted already
