@@ -69,7 +69,8 @@ class Plan:
         if self.margin is None:
             return summarize(own, self.tasks)
         ends = {task: self._stops[task, condition].end for task in self.tasks}
-        return summarize_sequential(own, ends, self.margin)
+        reached = {task: end if end is not None and end <= self.episodes else None for task, end in ends.items()}
+        return summarize_sequential(own, reached, self.margin)
 
     def own(self, records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
         """Without what a larger plan, or a worker that was ahead, left in the folder."""

@@ -43,7 +43,8 @@ def kind_of_interval(results: Results) -> str:
     overall = results["overall"]
     if "sequence95" not in overall:
         return "Wilson 95 % intervals"
-    return f"95 % confidence sequences, each task stopped within ±{100 * overall['margin']:g} points"
+    how = "each task stopped" if overall["stopped"] else "not every task came"
+    return f"95 % confidence sequences, {how} within ±{100 * overall['margin']:g} points"
 
 
 def figures(results: Results) -> str:

@@ -84,6 +84,20 @@ def test_an_evaluation_is_extended_without_repeating_anything(
     assert shorter["overall"]["episodes"] == 8
 
 
+def test_a_margin_that_is_not_reached_is_not_claimed(
+    config: EvaluateConfig, results: dict[str, Any], tmp_path: Path
+) -> None:
+    """Fewer episodes than those after which it had stopped, as a resumed evaluation may ask for."""
+    output = tmp_path / "shorter"
+    shutil.copytree(config.output, output)
+    enough = results["tasks"]["lift"]["episodes"]
+    for episodes, stopped in ((enough - 1, False), (enough, True)):
+        found = evaluate(replace(config, output=output, episodes=episodes, resume=True))
+        assert found["overall"]["stopped"] == found["tasks"]["lift"]["stopped"] == stopped
+        how = "each task stopped" if stopped else "not every task came"
+        assert f"confidence sequences, {how} within ±15 points" in (output / "report.html").read_text()
+
+
 def test_a_plan_hands_out_no_episode_beyond_the_stopping_point(tmp_path: Path) -> None:
     plan = Plan(("reach",), ("standard",), 200, 0, tmp_path, margin=0.2)
     handed = 0
