@@ -1,5 +1,6 @@
 """The thread that ticks the control loop: apart from the executor, so that no callback can delay a command."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -16,11 +17,12 @@ from volar.robots.real_time import real_time_scheduling, without_garbage_collect
 from volar.robots.rolling_percentile import RollingPercentile
 from volar.robots.ros2.clocks import LoopClock
 from volar.robots.ros2.recording import Recorder
-from volar.robots.ros2.ros2_body import Ros2Body
+from volar.robots.ros2.ros2_body import NotReady, Ros2Body
+from volar.robots.watchdogs import CannotStart, require_start
 
 # Longest time that another thread keeps the interpreter when this one wants to tick; Python's default is 5 ms.
 SWITCH_S: Final = 0.0005
-WAIT_S: Final = 0.02  # between looks for the first joint state and images
+WAIT_S: Final = 0.02  # between looks for a joint state to start from, and images
 PERIODS: Final = 1000  # in the rolling percentile of period errors
 ANSWER_S: Final = 2.0  # for a tick to answer an order; a tick comes every 10 ms
 NOT_ACTIVE: Final = "not moving: activate the node first"
@@ -97,14 +99,26 @@ class ControlThread:
     def waits_for(self) -> tuple[str, ...]:
         """What must come before the first tick: an arm that was told nothing does not move."""
         told = () if self.loop.instruction else ("an instruction",)
-        return (*self.clock.waits_for, *self.body.waits_for, *self._listeners(), *told)
+        return (*self.clock.waits_for, *self.body.waits_for, *self._waits_for_rest(), *self._listeners(), *told)
+
+    def _waits_for_rest(self) -> tuple[str, ...]:
+        """Why the loop cannot start from the newest joint state, where there is one."""
+        age_s = self.loop.limits.joint_state_age_s
+        try:
+            state = self.body.joint_state()
+            if self.clock.now_ns() - state.stamp_ns > age_s * 1e9:
+                return (f"a joint state newer than {age_s:g} s",)
+            require_start(state, self.body.spec)
+        except NotReady:  # the body says itself which joints are missing
+            return ()
+        except CannotStart as error:
+            return (f"a state to start from: {error}",)
+        return ()
 
     def _run(self) -> None:
         try:
             with without_garbage_collection(), real_time_scheduling() as self.real_time:
-                while self.waits_for and not self._leaving.is_set():
-                    time.sleep(WAIT_S)
-                if not self._leaving.is_set():
+                if self._starts():
                     self._tick_until_left()
         except Exception as error:  # whatever ended the loop: the node goes on to say so
             self.error = f"{type(error).__name__}: {error}"
@@ -114,8 +128,17 @@ class ControlThread:
                 self.recorder.close()
             self._changed()
 
+    def _starts(self) -> bool:
+        """Returns when the loop has been reset, from rest; False where it is to be left before."""
+        while not self._leaving.is_set():
+            if not self.waits_for:
+                with contextlib.suppress(CannotStart):  # a joint state that came just now: the next may do
+                    self.loop.reset(self.clock.now_ns())
+                    return True
+            time.sleep(WAIT_S)
+        return False
+
     def _tick_until_left(self) -> None:
-        self.loop.reset(self.clock.now_ns())
         self.clock.start()
         self.started = True
         self._changed()

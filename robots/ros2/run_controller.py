@@ -118,10 +118,12 @@ class _Watch:
             except Empty:
                 break
         if not run.ticks_ns:
-            self._waited = ", ".join(thread.waits_for)
+            waits_for = thread.waits_for
+            self._waited = ", ".join(waits_for)
         run.real_time |= thread.real_time
         if not run.ticks_ns:
-            self._say(f"waits for {self._waited or 'the first tick'}")
+            kinds = ", ".join(item.partition(": ")[0] for item in waits_for)  # the speed of a moving arm is no news
+            self._say(f"waits for {self._waited or 'the first tick'}", f"waits for {kinds}")
         elif (state := thread.loop.mode.state) != HOLDING:  # which comes and goes between chunks, and is counted
             self._say(f"{state}: {thread.reason}" if thread.reason and state != RUNNING else state)
 
@@ -148,7 +150,8 @@ class _Watch:
         run.margins = run.margins.worst(LimitMargins(**{name: 1.0 - share for name, share in use.items()}))
         self._before = report.command
 
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
+    def _say(self, text: str, about: str | None = None) -> None:
+        """Once, until something else is said; `about`: what makes it something else, by default the text."""
+        if (about or text) != self._said:
+            self._said = about or text
             print(text, flush=True)

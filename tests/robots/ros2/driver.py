@@ -39,7 +39,7 @@ class ExactArm:
     """An FR3 on its usual topics: at each period it is where its last command told it to be.
 
     Joints are named in another order than the robot's, and among strangers. `states`, `images`: what it publishes;
-    `shape`: of its images.
+    `shape`: of its images. `speed`: what it says of the velocity of each joint, if anything [rad/s].
     `run` publishes at 100 Hz in a thread; without it, `period` does so once.
     """
 
@@ -61,6 +61,7 @@ class ExactArm:
         node.create_subscription(Float64MultiArray, f"{prefix}gripper_controller/commands", self._on_width, 100)
         self.states = self.images = True
         self.shape = (PIXELS, PIXELS)
+        self.speed: float | None = None
         self.periods = 0
         self.commands: list[JointCommand] = []
         self.messages: list[Any] = []
@@ -123,6 +124,7 @@ class ExactArm:
         known |= {"somebody_elses_wheel": 77.0}
         names = sorted(known, reverse=True)
         message = JointState(name=names, position=array("d", [known[name] for name in names]))
+        message.velocity = array("d", [] if self.speed is None else [self.speed] * len(names))
         message.header.stamp = stamp
         return message
 

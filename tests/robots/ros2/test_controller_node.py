@@ -13,6 +13,8 @@ from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
+from volar.robots.fr3 import FR3  # noqa: E402
+
 pytestmark = pytest.mark.real_time
 
 Stage = Callable[..., tuple[Any, Any]]
@@ -224,6 +226,51 @@ def test_an_order_to_rest_is_kept_while_the_node_waits(stage: Stage, order: str,
     assert all(np.allclose(command.q, start, atol=1e-9) and not command.dq.any() for command in arm.commands)
     assert controller.trigger("recover" if order == "stop" else "resume").success
     controller.until(lambda: arm.moving)
+    assert within_limits(arm)
+
+
+def test_it_starts_only_from_a_fresh_finite_state_at_rest(stage: Stage) -> None:
+    """What is wrong with the newest one is said; nothing is sent until one will do."""
+    arm, controller = stage()
+    arm.speed = 1.0
+    arm.run()
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+
+    def waits_for(text: str) -> None:
+        controller.until(lambda: text in controller.values.get("waits for", ""))
+        assert arm.commands == []
+
+    waits_for("a state to start from: fr3_joint1 moves at 1.000 rad/s")
+    arm.q[3], arm.speed = np.nan, None
+    waits_for("a state to start from: fr3_joint4 is measured at nan")
+    arm.states = False
+    waits_for("a joint state newer than 0.1 s")
+    arm.home()
+    arm.states = True
+    controller.until(lambda: arm.moving)
+    np.testing.assert_allclose(arm.commands[0].q, FR3.home, atol=1e-3)
+    assert within_limits(arm)
+
+
+def test_it_does_not_start_from_where_the_arm_was(stage: Stage) -> None:
+    """Everything has come once, and the driver has fallen silent before the instruction comes."""
+    arm, controller = stage(instruction="")
+    arm.run()
+    assert controller.transition("configure")
+    assert controller.transition("activate")
+    controller.until(lambda: controller.values.get("waits for") == "an instruction")
+    arm.states = False
+    controller.until(lambda: controller.values.get("waits for") == "a joint state newer than 0.1 s, an instruction")
+    arm.q = arm.q + 0.1  # somebody moves it meanwhile
+    start = arm.q
+    assert controller.set_text("instruction", "lift the red block").successful
+    controller.until(lambda: controller.values.get("waits for") == "a joint state newer than 0.1 s")
+    assert controller.said == "active"
+    assert arm.commands == []
+    arm.states = True
+    controller.until(lambda: arm.moving)
+    np.testing.assert_allclose(arm.commands[0].q, start, atol=1e-3)
     assert within_limits(arm)
 
 
