@@ -40,7 +40,7 @@ def compare_evaluations(config: CompareConfig) -> dict[str, Any]:
     are not the same (naming what differs), or where output is taken.
     """
     from volar.sim.compare_report import compare_page, print_comparison
-    from volar.sim.comparison import compare, names_of, require_paired
+    from volar.sim.comparison import compare, names_of, require_paired, versions_note
     from volar.sim.evaluation_folder import read_results, write_whole
 
     if len(config.evaluations) < 2:
@@ -51,8 +51,8 @@ def compare_evaluations(config: CompareConfig) -> dict[str, Any]:
         require_paired(found[0], results, (names[0], name))
     _require_free(config)
     comparisons = [
-        {"a": names[0], "b": name, **judged}
-        for name, judged in zip(names[1:], compare(found[0], found[1:]), strict=True)
+        {"a": names[0], "b": name, "note": versions_note(found[0], results, (names[0], name)), **judged}
+        for name, results, judged in zip(names[1:], found[1:], compare(found[0], found[1:]), strict=True)
     ]
     result = {
         "evaluations": [

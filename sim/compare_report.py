@@ -28,6 +28,7 @@ def compare_page(result: Results) -> str:
                 f"a: {found['a']}, b: {found['b']}",
                 card(f"<b>{e(sentence(found['overall'], found['a'], found['b']))}</b>"),
                 card(table(_HEADS, lines)),
+                note(e(found["note"])) if found["note"] else "",
             )
         )
     parts.append(
@@ -61,6 +62,8 @@ def print_comparison(result: Results) -> None:
             grid.add_row(name, episodes, only_a, only_b, f"{difference}\n{interval}", p, more)
         console.print(grid)
         console.print(sentence(found["overall"], found["a"], found["b"]), soft_wrap=True)
+        if found["note"]:
+            console.print(found["note"], soft_wrap=True)
 
 
 def _rows(found: Results) -> list[tuple[str, Results]]:

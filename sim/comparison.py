@@ -9,6 +9,7 @@ from volar.sim.paired_test import ALPHA, Pairs, episodes_needed, holm, mcnemar, 
 
 # What must be the same for two evaluations to have had the same episodes.
 _PAIRING = ("robot", "asset", "seed", "randomization", "max_steps")
+_PAIRING_WHERE_KNOWN = ("randomization_fingerprint",)  # older results lack it
 Results = Mapping[str, Any]
 
 
@@ -22,6 +23,8 @@ def require_paired(first: Results, other: Results, names: tuple[str, str]) -> No
                 "continue it with stop=never resume=true"
             )
     fields = {key: (first.get(key), other.get(key)) for key in _PAIRING}
+    known = [key for key in _PAIRING_WHERE_KNOWN if key in first and key in other]
+    fields |= {key: (first[key], other[key]) for key in known}
     fields["tasks"] = (", ".join(first["tasks"]), ", ".join(other["tasks"]))
     fields["episodes"] = (_number_of_episodes(first), _number_of_episodes(other))
     differing = [f"{key} {a} and {b}" for key, (a, b) in fields.items() if a != b]
@@ -34,6 +37,16 @@ def require_paired(first: Results, other: Results, names: tuple[str, str]) -> No
                 f"{where} did not start episode {a['index']} of {a['task']} in the same scene (seeds {a['seed']} and "
                 f"{b['seed']}; versions {_versions(first)} and {_versions(other)}); run both with the same volar"
             )
+
+
+def versions_note(first: Results, other: Results, names: tuple[str, str]) -> str:
+    """That volar or MuJoCo differ, or an empty string.
+
+    A note and no refusal: `require_paired` has seen that every episode began alike, so results of an older commit stay
+    comparable; but what came after the start may differ for another reason than the policy.
+    """
+    a, b = _versions(first), _versions(other)
+    return "" if a == b else f"note: {names[0]} ran with {a}, {names[1]} with {b}; physics may differ between them"
 
 
 def compare(first: Results, others: Sequence[Results]) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ from volar.robots.errors import UsageError, VolarError
 from volar.robots.spec import robot_name
 
 if TYPE_CHECKING:
-    from volar.robots.contract import PolicyContract
     from volar.sim.episode_record import EpisodeRecord
     from volar.sim.evaluation import Bench
     from volar.sim.evaluation_plan import Plan
@@ -134,7 +133,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from volar.robots.policies import default_policy, find_policy, read_contract
     from volar.robots.policy_source import artifact_folder
     from volar.robots.spec import load_robot
-    from volar.sim import evaluation, evaluation_folder, films
+    from volar.sim import evaluation, evaluation_folder, evaluation_results, films
     from volar.sim.evaluation_plan import Plan
     from volar.sim.randomizer import require_possible
 
@@ -166,13 +165,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     plan = Plan(tasks, config.conditions, config.episodes, config.seed, config.output, margin)
     records = plan.own(_run(config, bench, plan, records))
     _require_some(records)
-    results = _results(config, plan, folder, contract, identity, records)
-    _save(config, results)  # what comes now may take long, or fail
+    results = evaluation_results.results_of(config, plan, folder, contract, identity, records)
+    evaluation_results.save(config, results)  # what comes now may take long, or fail
     results["learning_curve"] = _learning_curve(config, others, results)
     results["videos"], results["replay"] = films.make_films(
         config.output, bench, records, config.videos, _workers(config)
     )
-    _write(config, results, contract)
+    evaluation_results.write(config, results, contract)
     return results
 
 
@@ -208,7 +207,7 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
     from volar.robots.config_values import plain
     from volar.robots.mjcf_arm import asset_fingerprint
     from volar.robots.spec import load_robot
-    from volar.sim.evaluation import folder_sha256
+    from volar.sim.evaluation import folder_sha256, versions
     from volar.sim.randomization import PRESETS, fingerprint
 
     settings = {key: plain(config)[key] for key in ("suite", "seed", "robot", "latency_ms", "max_steps")}
@@ -216,7 +215,8 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
     files = {f"randomization {name}": fingerprint(name) for name in config.randomizations if name not in PRESETS}
     standard = fingerprint(config.randomizations[0])
     own = {"asset": model, "randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
-    return settings | own | files
+    software = {f"version of {name}": versions().get(name) for name in ("volar", "mujoco", "numpy")}
+    return settings | own | files | software
 
 
 def _workers(config: EvaluateConfig) -> int:
@@ -228,43 +228,6 @@ def _require_some(records: "list[EpisodeRecord]") -> None:
     lost = [record for record in records if record.broken or not record.valid]
     if len(lost) == len(records):
         raise VolarError(f"no episode could be run; the first: {lost[0].reason}")
-
-
-def _results(
-    config: EvaluateConfig,
-    plan: "Plan",
-    folder: Path,
-    contract: "PolicyContract",
-    identity: dict[str, Any],
-    records: "list[EpisodeRecord]",
-) -> dict[str, Any]:
-    from volar.sim.evaluation import versions
-    from volar.sim.results import worst_margins
-    from volar.sim.sensitivity import sensitivities
-
-    standard, *others = config.conditions
-    return {
-        "policy": str(folder),
-        "policy_sha256": identity["policy_sha256"],
-        "contract_sha256": contract.sha256,
-        "suite": config.suite,
-        "robot": config.robot,
-        "asset": f"{config.asset} {identity['asset']}" if config.asset else None,
-        "seed": config.seed,
-        "randomization": config.randomizations[0],
-        "latency_ms": config.latency_ms,
-        "max_steps": config.max_steps,
-        "stop": config.stop,
-        "versions": versions(),
-        **plan.summary(records, standard),
-        "margins": worst_margins(records),
-        "conditions": others,
-        **{condition: plan.summary(records, condition) for condition in others},
-        "sensitivity": sensitivities(records),
-        "learning_curve": [],
-        "videos": [],
-        "replay": {"episodes": 0, "identical": 0},
-    }
 
 
 def _other_checkpoints(config: EvaluateConfig, policy_sha256: str) -> dict[int, Path | None]:
@@ -295,36 +258,6 @@ def _learning_curve(
             found = evaluate(replace(alone, policy=path, output=output))
         curve.append({"step": step, **found["overall"]})
     return curve
-
-
-def _write(config: EvaluateConfig, results: dict[str, Any], contract: "PolicyContract") -> None:
-    """results.json and report.html; the table on the screen."""
-    from volar.sim.report import write_report
-    from volar.sim.report_terminal import print_table
-
-    _save(config, results)
-    report = write_report(config.output, results, contract)
-    print_table(results)
-    if config.through == "ros2":
-        print(_beside(results))
-    print(f"report: {report}")
-
-
-def _save(config: EvaluateConfig, results: dict[str, Any]) -> None:
-    import json
-
-    from volar.sim.evaluation_folder import RESULTS, write_whole
-
-    write_whole(config.output / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
-
-
-def _beside(results: dict[str, Any]) -> str:
-    """What the two ways to the arm say about each other, in words."""
-    from volar.sim.comparison import compare, sentence
-    from volar.sim.conditions import THROUGH_ROS2
-
-    judged = compare(results, [results[THROUGH_ROS2]])[0]["overall"]
-    return f"the same episodes: {sentence(judged, 'in process', 'through ROS 2')}"
 
 
 def _main(config: EvaluateConfig) -> None:

@@ -22,8 +22,9 @@ class AnotherEvaluation(VolarError):
 def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> list[EpisodeRecord]:
     """Makes the folder; returns the episodes that an interrupted evaluation left in it.
 
-    `identity`: what decides every episode. Raises `AnotherEvaluation` when that is not the one to be continued,
-    `VolarError` when the folder holds anything else, or an evaluation that is neither to be continued nor replaced.
+    `identity`: what decides every episode; what an older folder does not say is taken to be the same. Raises
+    `AnotherEvaluation` when that is not the one to be continued, `VolarError` when the folder holds anything else, or
+    an evaluation that is neither to be continued nor replaced.
     """
     if output.exists() and not output.is_dir():
         raise VolarError(f"output {output} is a file; give a folder")
@@ -35,7 +36,10 @@ def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: 
         both = {key: (before[key], now) for key, now in identity.items() if key in before}
         changed = [f"{key} was {was}, is {now}" for key, (was, now) in both.items() if was != now]
         if changed:
-            raise AnotherEvaluation(f"{output} holds another evaluation ({'; '.join(changed)}); give another output=")
+            raise AnotherEvaluation(
+                f"{output} holds another evaluation ({'; '.join(changed)}); go back to what was, give another output=, "
+                "or replace it with overwrite=true"
+            )
         records, identity = read_records(output / EPISODES), before | dict(identity)
     elif found and SETTINGS not in found:
         raise VolarError(f"output {output} holds something else ({', '.join(found[:4])}); give another output=")

@@ -130,6 +130,26 @@ def test_evaluations_of_other_episodes_are_refused(tmp_path: Path, changes: dict
     assert not (tmp_path / "out").exists()
 
 
+def test_files_of_terms_are_compared_by_content_where_both_say_so(tmp_path: Path) -> None:
+    plain = {"lift": [True, False, True]}
+    a, b = (results(plain, randomization="my.yaml", randomization_fingerprint=f"my.yaml {text}") for text in "ab")
+    first, other = save(tmp_path / "a", a), save(tmp_path / "b", b)
+    with pytest.raises(VolarError, match=r"randomization_fingerprint my\.yaml a and my\.yaml b"):
+        compare_evaluations(CompareConfig((first, other), output=tmp_path / "out"))
+    older = save(tmp_path / "older", results(plain, randomization="my.yaml"))
+    compare_evaluations(CompareConfig((first, older), output=tmp_path / "out"))
+
+
+def test_other_versions_are_compared_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = {"lift": [True, False, True]}
+    old = results(plain, versions={"volar": "0.1.0", "mujoco": "3.9"})
+    folders = save(tmp_path / "old", old), save(tmp_path / "new", results(plain)), save(tmp_path / "same", old)
+    compare_evaluations(CompareConfig(folders, output=tmp_path / "out"))
+    said = "note: old ran with volar 0.1.0, mujoco 3.9, new with volar 0.1.0, mujoco 4.0"
+    assert capsys.readouterr().out.count("note: ") == 1
+    assert (tmp_path / "out" / "compare.html").read_text().count(said) == 1
+
+
 def test_other_tasks_other_numbers_and_other_scenes_are_refused(tmp_path: Path) -> None:
     first = save(tmp_path / "a", results({"lift": [True, False]}))
     other = results({"lift": [True, False]})

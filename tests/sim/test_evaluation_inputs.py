@@ -89,6 +89,20 @@ def test_a_file_of_terms_that_was_edited_is_not_continued(config: EvaluateConfig
     evaluate(replace(config, episodes=2, resume=True))  # what does not depend on it goes on
 
 
+def test_an_evaluation_is_continued_with_the_software_that_began_it(config: EvaluateConfig) -> None:
+    first = evaluate(config)
+    settings = config.output / "evaluation.json"
+    identity = json.loads(settings.read_text())
+    assert identity["version of mujoco"] == mujoco.__version__
+    settings.write_text(json.dumps(identity | {"version of mujoco": "3.2.0"}))
+    with pytest.raises(VolarError, match=r"\(version of mujoco was 3\.2\.0, is .*\); go back to what was"):
+        evaluate(replace(config, episodes=2, resume=True))
+    older = {key: value for key, value in identity.items() if not key.startswith("version")}
+    settings.write_text(json.dumps(older))
+    assert evaluate(replace(config, episodes=2, resume=True))["episodes"][:1] == first["episodes"]
+    assert json.loads(settings.read_text()) == identity
+
+
 def test_terms_about_props_of_other_tasks_are_idle(config: EvaluateConfig, tmp_path: Path) -> None:
     drawers = tmp_path / "drawers.yaml"
     drawers.write_text((FRICTION % (0.9, 1.1)).replace("table", "object/drawer_*"))
