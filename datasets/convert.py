@@ -75,6 +75,8 @@ class ConvertConfig:
             raise UsageError("resume=true and overwrite=true exclude each other")
         if self.contract is not None and self.source != "lerobot":
             raise UsageError(f"contract= is for source=lerobot; what {self.source} means is said by dataset=")
+        if self.split != "train" and self.source != "rlds":
+            raise UsageError(f"split={self.split} is for source=rlds; {self.source} has no splits: leave it out")
         if self.contract is not None and self.dataset is not None:
             raise UsageError("contract= and dataset= both say what the numbers mean: give one")
         inside, output = self.path.resolve(), self.output.resolve()
@@ -174,11 +176,11 @@ def convert(config: ConvertConfig) -> None:
                             writer.append(made)
                     unlabelled += made is None
                 bar.update(shown, completed=writer.episodes + losses.episodes + unlabelled)
-        except (KeyboardInterrupt, VolarError):
+        except BaseException:
             writer.flush()  # so that resume=true loses nothing
             raise
     writer.finalize()
-    _summary(writer, losses, unlabelled)
+    _summary(writer, losses, unlabelled, {} if config.cameras else source.absent)
 
 
 def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContract":
@@ -254,17 +256,19 @@ def _encoded(
                 waiting.append((episode, pool.submit(encode_source, episode, contract, rules)))
                 if len(waiting) > workers:
                     yield waiting.popleft()
-        except VolarError:  # what was read before it is whole
+        except Exception:  # what was read before it is whole
             yield from waiting
             raise
         yield from waiting
 
 
-def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int) -> None:
+def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int, absent: Mapping[str, str]) -> None:
     """What is there, and what was left out in this run."""
     from volar.datasets.lerobot_format import load_info
 
     print(f"{writer.episodes} episodes in {writer.root}")
+    for role, key in absent.items():
+        print(f"camera {role} is not there: the source has no {key}")
     for camera, count in missing_cameras(load_info(writer.root).episodes).items():
         print(
             f"camera {camera} was missing in {count} of them: black, listed in the episode's info, masked in training"

@@ -39,13 +39,19 @@ class SourceEpisode:
 
 
 class EpisodeSource(Protocol):
-    """`total`: episodes. `fingerprint`: of the data, wherever it lies."""
+    """`total`: episodes, of the files that can be read. `fingerprint`: of the data, wherever it lies.
+
+    `absent`: role -> key, of the cameras that such data should have and these lack.
+    """
 
     @property
     def contract(self) -> PolicyContract: ...
 
     @property
     def total(self) -> int: ...
+
+    @property
+    def absent(self) -> dict[str, str]: ...
 
     @property
     def fingerprint(self) -> str: ...

@@ -5,13 +5,14 @@
 
 Actions are inputs of robosuite's OSC_POSE in [-1, 1], the gripper's +1 closes. LIBERO keeps its images as its renderer
 makes them, upside down and mirrored; they are turned by half a circle, as OpenVLA's RLDS version of LIBERO has them.
+Robot, controller and rate are those of `env_args`, where a file has them: robosuite's `env_kwargs`.
 Sources: robomimic's documentation, "Dataset structure"; Lifelong-Robot-Learning/LIBERO scripts/create_dataset.py.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,9 @@ from volar.datasets.rlds import Losses, OnError
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import Unknown
 
+RATE_HZ = 20  # robosuite's default
+# What actions are read as; with `input_type`, robosuite 1.5 says `control_delta`.
+SETUP: dict[str, Any] = {"robots": ["Panda"], "type": "OSC_POSE", "control_delta": True, "input_type": "delta"}
 _FINGERS: Named = (("finger_1", "m"), ("finger_2", "m"))
 
 
@@ -72,32 +76,39 @@ class Hdf5Source:
             raise DatasetError(f"{path} is no HDF5 file and holds none (*.hdf5, *.h5)")
         if name is not None and name not in LAYOUTS:
             raise Unknown("dataset", name, LAYOUTS)
-        with _opened(files[0]) as file:
-            keys = _demos(file, files[0])
+        first = _first_whole(files)
+        with _opened(first) as file:
+            keys = _demos(file, first)
             found = set(map(str, file[f"data/{keys[0]}"].get("obs", ())))
         fitting = [layout for layout in LAYOUTS.values() if set(layout.state) <= found]
         if name is None and not fitting:
             said = ", ".join(sorted(found)) or "none"
-            raise DatasetError(f"{files[0]} is neither of robomimic nor of LIBERO (observations: {said})")
+            raise DatasetError(f"{first} is neither of robomimic nor of LIBERO (observations: {said})")
         source = Hdf5Source(tuple(files), LAYOUTS[name] if name else fitting[0], tuple(cameras))
         for camera in cameras:
             if camera not in source.available:
                 raise Unknown("camera", camera, source.available)
+        if not source.available:
+            wanted, there = ", ".join(source.absent.values()), ", ".join(sorted(found)) or "none"
+            raise DatasetError(f"{first} has none of the cameras {wanted} (its observations: {there})")
         return source
 
     @cached_property
     def available(self) -> dict[str, tuple[str, int, int]]:
         """Role -> (key, width, height), of the cameras that the first demonstration has."""
-        with _opened(self.files[0]) as file:
-            demo = _demos(file, self.files[0])[0]
+        first = _first_whole(self.files)
+        with _opened(first) as file:
+            demo = _demos(file, first)[0]
             obs = file[f"data/{demo}"].get("obs", {})
             if not set(self.layout.state) <= set(obs):
                 wanted, said = ", ".join(self.layout.state), ", ".join(sorted(obs)) or "none"
-                raise DatasetError(
-                    f"{self.files[0]}: the observations of {demo} must have {wanted} (there are: {said})"
-                )
+                raise DatasetError(f"{first}: the observations of {demo} must have {wanted} (there are: {said})")
             there = {role: key for role, key in self.layout.cameras.items() if key in obs}
             return {role: (key, obs[key].shape[2], obs[key].shape[1]) for role, key in there.items()}
+
+    @property
+    def absent(self) -> dict[str, str]:
+        return {role: key for role, key in self.layout.cameras.items() if role not in self.available}
 
     @property
     def chosen(self) -> dict[str, tuple[str, int, int]]:
@@ -107,7 +118,7 @@ class Hdf5Source:
     def total(self) -> int:
         count = 0
         for path in self.files:
-            with _opened(path) as file:
+            with suppress(DatasetError), _opened(path) as file:  # `episodes` says what is wrong
                 count += len(_demos(file, path))
         return count
 
@@ -132,8 +143,19 @@ class Hdf5Source:
 
     @cached_property
     def _rate_hz(self) -> int:
-        with _opened(self.files[0]) as file:
-            return int(_attributes(file, "env_args").get("env_kwargs", {}).get("control_freq", 20))
+        """Raises `DatasetError` where a file is of another robot, controller or rate than the others."""
+        rates: dict[int, Path] = {}
+        for path in self.files:
+            try:
+                with _opened(path) as file:
+                    about = _attributes(file, "env_args")
+            except DatasetError:  # `episodes` says what is wrong
+                continue
+            rates.setdefault(_checked_rate_hz(about, path), path)
+        if len(rates) > 1:
+            said = ", ".join(f"{path.name} {rate}" for rate, path in rates.items())
+            raise DatasetError(f"the files differ in control_freq ({said}): convert them one by one")
+        return next(iter(rates), RATE_HZ)
 
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         for number in range(start[0], len(self.files)):
@@ -144,7 +166,7 @@ class Hdf5Source:
             except DatasetError as error:
                 if on_error == "raise":
                     raise
-                losses.add(0, f"{error} (all of its episodes lost)")
+                losses.add(1, f"{error} (all of its episodes lost, counted as one)")
                 continue
             for k in range(start[1] if number == start[0] else 0, len(demos)):
                 where = f"{path.name}: {demos[k]}"
@@ -180,6 +202,33 @@ class Hdf5Source:
             for start in range(0, len(stored), ROWS):
                 images = stored[start : start + ROWS]
                 yield from (np.ascontiguousarray(images[:, ::-1, ::-1]) if self.layout.turned else images)
+
+
+def _first_whole(files: Sequence[Path]) -> Path:
+    """The first file whose demonstrations can be listed; without one, the first, whose error says why."""
+    for path in files:
+        with suppress(DatasetError), _opened(path) as file:
+            _demos(file, path)
+            return path
+    return files[0]
+
+
+def _checked_rate_hz(about: dict[str, Any], path: Path) -> int:
+    """Of a file's `env_args`. Raises `DatasetError` where its actions are not those of `SETUP`."""
+    try:
+        said = about.get("env_kwargs") or {}
+        controller = said.get("controller_configs") or {}
+        controller = controller.get("body_parts", {}).get("right", controller)  # robosuite 1.5
+        robots, rate = said.get("robots", SETUP["robots"]), said.get("control_freq", RATE_HZ)
+        found = controller | {"robots": [robots] if isinstance(robots, str) else robots}
+        others = [key for key, value in SETUP.items() if found.get(key, value) != value]
+        wrong = [f"{key} is {found[key]!r}, not {SETUP[key]!r}" for key in others]
+        wrong += [] if int(rate) == rate else [f"control_freq is {rate!r}, no whole number"]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path}: env_args is of another form than robosuite's: {error}") from error
+    if wrong:
+        raise DatasetError(f"{path} cannot be read as a {FRANKA}'s displacements: {'; '.join(wrong)}")
+    return int(rate)
 
 
 @contextmanager

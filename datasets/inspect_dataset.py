@@ -35,7 +35,9 @@ class InspectConfig:
     """Settings of `volar-convert inspect`."""
 
     path: Path = field(metadata={"help": "LeRobotDataset, TFDS folder, HDF5 file or folder of them"})
-    dataset: str | None = field(default=None, metadata={"help": "of RLDS: bridge, fractal, ...; null: by its own name"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "not of LeRobot: bridge, libero, ...; null: by its own name"}
+    )
     split: str = field(default="train", metadata={"help": "of RLDS"})
     episodes: int | None = field(default=None, metadata={"help": "look at the first N; null: all"})
 
@@ -172,12 +174,15 @@ def contents(config: InspectConfig) -> Contents:
     """Reads what is to be inspected. Raises `VolarError` when the path holds none of the known forms."""
     path = config.path
     if (path / "meta" / "info.json").is_file():
+        _require_unset(config, "LeRobotDataset", "dataset", "split")
         return _of_lerobot(config)
     from volar.datasets.convert import open_source
     from volar.datasets.lerobot_layout import DatasetError
     from volar.datasets.rlds import Losses
 
     hdf5 = path.suffix in (".hdf5", ".h5") or any(path.glob("*.hdf5")) or any(path.glob("*.h5"))
+    if hdf5:
+        _require_unset(config, "HDF5", "split")
     source = open_source("hdf5" if hdf5 else "rlds", path, dataset=config.dataset, split=config.split)
     read: Iterator[Numbers] = (item.numbers() for item in source.episodes((0, 0), "raise", Losses()))
     total = min(source.total, config.episodes or source.total)
@@ -197,6 +202,14 @@ def contents(config: InspectConfig) -> Contents:
         state,
         actions,
     )
+
+
+def _require_unset(config: InspectConfig, form: str, *names: str) -> None:
+    """Raises `UsageError` for a setting that such data do not have."""
+    for name in names:
+        value = getattr(config, name)
+        if value not in (None, "train"):
+            raise UsageError(f"{name}={value} is not for {form}, which {config.path} is: leave it out")
 
 
 def _contents(

@@ -14,9 +14,10 @@ from volar.datasets.episode import MISSING_CAMERAS, without_places
 from volar.datasets.episode_source import Numbers, SourceEpisode
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError
+from volar.datasets.mixture_contract import OWN
 from volar.datasets.oxe import OXE, load_oxe
 from volar.datasets.rlds import Losses, OnError
-from volar.robots.contract import CameraSpec, PolicyContract
+from volar.robots.contract import CameraSpec, PolicyContract, differences
 from volar.robots.errors import Unknown
 
 
@@ -29,7 +30,8 @@ class LeRobotSource:
     def open(path: Path, name: str | None, contract: Path | None, cameras: tuple[str, ...] = ()) -> "LeRobotSource":
         """What states and actions mean is said by the folder's own contract, `contract`, or an entry of `OXE`.
 
-        Raises `DatasetError` where nothing says it or the sizes differ, `Unknown` for a camera.
+        Raises `DatasetError` where nothing says it, two of them say different things or the sizes differ, `Unknown` for
+        a camera.
         """
         info = load_info(path)
         for camera in cameras:
@@ -38,6 +40,7 @@ class LeRobotSource:
         names = cameras or tuple(info.cameras)
         sizes = tuple(CameraSpec(n, info.cameras[n][1], info.cameras[n][0]) for n in names)
         meant = _meaning(path, name, contract)
+        _require_own(path, meant, "dataset=" if contract is None else "contract=")
         found = (info.size("observation.state"), info.size("action"))
         wanted = (len(meant.state_names), meant.action.size)
         if found != wanted:
@@ -49,6 +52,10 @@ class LeRobotSource:
     @property
     def total(self) -> int:
         return len(self.info.episodes)
+
+    @property
+    def absent(self) -> dict[str, str]:
+        return {}
 
     @property
     def fingerprint(self) -> str:
@@ -85,6 +92,17 @@ class LeRobotSource:
         lacking = missing_cameras(row)
         names = [camera.name for camera in self.contract.cameras if camera.name not in lacking]
         return {name: frames(self.info, table, row, name) for name in names}
+
+
+def _require_own(path: Path, meant: PolicyContract, given: str) -> None:
+    """Raises `DatasetError` naming the fields in which the folder's own contract says otherwise."""
+    if not (path / CONTRACT).is_file():
+        return
+    found = differences(meant, PolicyContract.load(path / CONTRACT), ignore=("cameras", *OWN))
+    if found:
+        said = "; ".join(f"{m.field}: {given} {m.wanted}, its own {m.found}" for m in found)
+        fix = f"leave {given} out, or remove the file if it is wrong"
+        raise DatasetError(f"{path} has another {CONTRACT} ({said}): {fix}")
 
 
 def _meaning(path: Path, name: str | None, contract: Path | None) -> PolicyContract:

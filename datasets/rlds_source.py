@@ -41,13 +41,24 @@ class RldsSource:
         for camera in cameras:
             if camera not in source.available:
                 raise Unknown("camera", camera, source.available)
+        if not source.available:
+            wanted = ", ".join(source.absent.values())
+            there = ", ".join(key for key in dataset.features if key.startswith(OBSERVATION)) or "none"
+            raise DatasetError(f"{path} has none of the cameras {wanted} (its observations: {there})")
         return source
 
     @property
     def available(self) -> dict[str, str]:
         """Role -> feature, of the cameras that this version of the dataset has."""
-        keys = {role: OBSERVATION + key for role, key in self.entry.cameras.items()}
-        return {role: key for role, key in keys.items() if key in self.dataset.features}
+        return {role: key for role, key in self._cameras.items() if key in self.dataset.features}
+
+    @property
+    def absent(self) -> dict[str, str]:
+        return {role: key for role, key in self._cameras.items() if key not in self.dataset.features}
+
+    @property
+    def _cameras(self) -> dict[str, str]:
+        return {role: OBSERVATION + key for role, key in self.entry.cameras.items()}
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -96,7 +107,10 @@ class RldsSource:
             yield SourceEpisode((e.shard, e.record), where, lambda e=e: self._numbers(e), lambda e=e: self._images(e))  # type: ignore[misc]
 
     def _numbers(self, episode: RldsEpisode) -> Numbers:
-        state, actions = (np.asarray(x, np.float32) for x in self.entry.numbers(episode))
+        try:
+            state, actions = (np.asarray(x, np.float32) for x in self.entry.numbers(episode))
+        except (LookupError, ValueError) as error:  # fewer columns than this dataset's entry in oxe.py reads
+            raise episode.corrupt(f"its numbers are not those of {self.dataset.name}: {error}") from error
         expected = (len(self.entry.state), self.entry.action.size)
         if (state.shape[1:], actions.shape[1:]) != ((expected[0],), (expected[1],)):
             found = f"state {state.shape[1:]} and actions {actions.shape[1:]}"
@@ -131,7 +145,7 @@ def _text(value: Any, path: str) -> str:
 
 
 def _facts(episode: RldsEpisode) -> dict[str, Any]:
-    """The scalars and texts of `episode_metadata`."""
+    """The scalars, texts and lists of scalars of `episode_metadata`."""
     facts: dict[str, Any] = {}
     for path, feature in episode.features.items():
         if path.startswith(_METADATA) and not feature.shape and feature.kind != "image" and path in episode:
@@ -139,5 +153,6 @@ def _facts(episode: RldsEpisode) -> dict[str, Any]:
             if feature.dtype == "string":  # a file's name, and the like: nothing is learned from it
                 facts[name] = "".join(data.decode("utf-8", errors="replace") for data in episode.example.strings(path))
             else:
-                facts[name] = np.asarray(episode[path]).item()
+                value = np.asarray(episode[path])
+                facts[name] = value.item() if value.size == 1 else value.tolist()
     return facts

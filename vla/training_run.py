@@ -106,7 +106,7 @@ class TrainingRun:
 
     @property
     def data_facts(self) -> dict[str, str]:
-        """What must be the same for a resumed run to go on exactly: of each source, in order, its frames, contract and share."""
+        """What must be the same for a resumed run to go on exactly: of each source in order frames, contract, share."""
         facts: dict[str, str] = {}
         for part in self.parts:
             shares = part.mixture.shares

@@ -84,6 +84,46 @@ def test_names_that_are_no_text_do_not_cost_an_episode(broken: Callable[[dict[st
     assert len(list(read_episodes(config.output))) == 3
 
 
+def test_lists_of_numbers_about_an_episode_are_kept(tmp_path: Path, tools: Any) -> None:
+    specs = tools.BRIDGE | {"episode_metadata/marks": tools.sequence(tools.tensor((), "int64"))}
+    marks = ([], [7], [4, 5, 6])
+    records = [tools.bridge_record(n) | {"episode_metadata/marks": np.array(m, int)} for n, m in enumerate(marks)]
+    tools.write_tfds(tmp_path / "in", specs, records)
+    convert(config := ConvertConfig("rlds", tmp_path / "in", tmp_path / "out"))
+    assert [e.info["marks"] for e in read_episodes(config.output)] == [[], 7, [4, 5, 6]]
+
+
+def test_narrow_numbers_are_named(tmp_path: Path, tools: Any) -> None:
+    """Actions without the gripper that this dataset's entry takes from the seventh column."""
+    cameras = {"steps/observation/image": tools.image((16, 24, 3))}
+    kept = {key: spec for key, spec in tools.BRIDGE.items() if "image_" not in key}
+    record = {key: value for key, value in tools.bridge_record(0).items() if key in kept}
+    record |= {"steps/observation/image": tools.bridge_record(0)["steps/observation/image_0"]}
+    record |= {"steps/action": record["steps/action"][:, :6]}
+    specs = kept | cameras | {"steps/action": tools.tensor((6,), "float32")}
+    tools.write_tfds(tmp_path / "in", specs, [record], name="libero_spatial_no_noops")
+    with pytest.raises(DatasetError, match=r"record 0 at byte 0: its numbers are not those of libero_spatial_no_noops"):
+        convert(ConvertConfig("rlds", tmp_path / "in", tmp_path / "out"))
+    with pytest.raises(DatasetError, match=r"record 0 at byte 0: its numbers are not"):
+        inspect_dataset(InspectConfig(tmp_path / "in"))
+
+
+def test_a_folder_with_none_of_the_cameras(
+    broken: Callable[[dict[str, Any]], ConvertConfig], tmp_path: Path, tools: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for there, says in (("image_1", ""), ("", "none of the cameras .*image_0.*observations: .*/state")):
+        kept = {key: spec for key, spec in tools.BRIDGE.items() if "image_" not in key or (there and there in key)}
+        records = [{key: value for key, value in tools.bridge_record(0).items() if key in kept}]
+        tools.write_tfds(tmp_path / f"in{there}", kept, records)
+        config = ConvertConfig("rlds", tmp_path / f"in{there}", tmp_path / "out", overwrite=True)
+        if there:
+            convert(config)
+            assert "camera wrist is not there: the source has no steps/observation/image_3" in capsys.readouterr().out
+        else:
+            with pytest.raises(DatasetError, match=says):
+                convert(config)
+
+
 def test_a_folder_without_its_descriptions(broken: Callable[[dict[str, Any]], ConvertConfig]) -> None:
     config = broken({})
     (config.path / "features.json").unlink()

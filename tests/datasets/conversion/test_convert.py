@@ -14,6 +14,7 @@ import pytest
 
 from volar.datasets.convert import ConvertConfig, convert
 from volar.datasets.episode import Episode
+from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.lerobot_format import load_contract, load_info, read_episodes
 from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.rlds import RldsDataset
@@ -242,6 +243,20 @@ def test_episodes_without_an_instruction(tmp_path: Path, tools: Any, capsys: pyt
     assert [e.instruction == "do something" for e in read_episodes(config.output)] == [False, True, False]
 
 
+def test_whatever_stops_a_run_what_is_whole_stays(config: ConvertConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = EpisodeWriter.append
+
+    def failing(self: EpisodeWriter, episode: Any) -> None:
+        if self.episodes == 2:
+            raise ZeroDivisionError
+        append(self, episode)
+
+    monkeypatch.setattr(EpisodeWriter, "append", failing)
+    with pytest.raises(ZeroDivisionError):
+        convert(config)
+    assert EpisodeWriter.resume(config.output).episodes == 2  # of a shard of three
+
+
 def test_images_are_scaled_when_asked(config: ConvertConfig) -> None:
     convert(replace(config, image_size=8, episodes=1))
     assert set(load_info(config.output).cameras.values()) == {(8, 8)}
@@ -271,6 +286,8 @@ def test_lerobot_datasets_are_converted_with_a_contract(config: ConvertConfig, t
         ({"output": Path("in/out")}, "overlap"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
         ({"contract": Path("c.json")}, "contract= is for source=lerobot"),
+        ({"source": "hdf5", "split": "val"}, "split=val is for source=rlds; hdf5 has no splits"),
+        ({"source": "lerobot", "split": "test"}, "split=test is for source=rlds; lerobot has no splits"),
         ({"episodes": 0}, "episodes must be at least 1"),
     ],
 )

@@ -37,11 +37,11 @@ def demo(number: int, form: str) -> dict[str, Any]:
     }
 
 
-def write(path: Path, form: str, numbers: list[int]) -> Path:
+def write(path: Path, form: str, numbers: list[int], **env_kwargs: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "env_kwargs": {"control_freq": 20}})
+        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "env_kwargs": {"control_freq": 20} | env_kwargs})
         if form == "libero":
             data.attrs["problem_info"] = json.dumps({"language_instruction": ["open", "the", "drawer"]})
         for i, number in enumerate(numbers):
@@ -90,6 +90,80 @@ def test_a_folder_of_files_continues_where_it_was(tmp_path: Path) -> None:
         *(("b.hdf5", f"demo_{i}") for i in range(3)),
     ]
     np.testing.assert_array_equal(found[4].actions[:, :6], demo(4, "libero")["actions"][:, :6].astype(np.float32))
+
+
+PANDA = {"robots": ["Panda"], "controller_configs": {"type": "OSC_POSE", "control_delta": True}}
+
+
+def composite(**part: Any) -> dict[str, Any]:
+    """As robosuite 1.5 has it."""
+    return {"controller_configs": {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE"} | part}}}
+
+
+@pytest.mark.parametrize(
+    ("said", "rate_hz"),
+    [
+        ({}, 20),
+        ({"robots": "Panda", "control_freq": 10}, 10),
+        (PANDA | {"control_freq": 10.0}, 10),
+        (composite(input_type="delta"), 20),
+    ],
+)
+def test_robot_and_rate_are_what_the_file_says(said: dict[str, Any], rate_hz: int, tmp_path: Path) -> None:
+    contract = Hdf5Source.open(write(tmp_path / "a.hdf5", "robomimic", [0], **said), None).contract
+    assert (contract.robot, contract.action.rate_hz) == ("franka_panda", rate_hz)
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"robots": ["Sawyer"]}, r"robots is \['Sawyer'\], not \['Panda'\]"),
+        ({"robots": ["Panda", "Panda"]}, "robots is"),
+        ({"controller_configs": {"type": "JOINT_POSITION"}}, "type is 'JOINT_POSITION', not 'OSC_POSE'"),
+        ({"controller_configs": {"type": "OSC_POSE", "control_delta": False}}, "control_delta is False, not True"),
+        (composite(input_type="absolute"), "input_type is 'absolute', not 'delta'"),
+        ({"control_freq": 12.5}, r"control_freq is 12\.5"),
+        ({"controller_configs": "OSC_POSE"}, "env_args is of another form"),
+        ({"control_freq": 10}, r"differ in control_freq \(a\.hdf5 20, b\.hdf5 10\)"),
+    ],
+)
+def test_other_robots_controllers_and_rates_are_refused(said: dict[str, Any], names: str, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.hdf5", "robomimic", [0], **PANDA)
+    write(tmp_path / "in" / "b.hdf5", "robomimic", [1], **said)  # every file, not only the first
+    with pytest.raises(DatasetError, match=names):
+        convert(ConvertConfig("hdf5", tmp_path / "in", tmp_path / "out", instruction="lift"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damaged", ["a", "b"])
+def test_a_damaged_file_of_several_is_left_out(
+    damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, numbers in (("a", [0, 1]), ("b", [2, 3])):
+        path = write(tmp_path / "in" / f"{name}.hdf5", "libero", numbers)
+        if name == damaged:
+            path.write_bytes(path.read_bytes()[:2000])
+    config = ConvertConfig("hdf5", tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DatasetError, match=rf"{damaged}\.hdf5 cannot be read"):
+        convert(config)
+    convert(replace(config, on_error="skip", overwrite=True))
+    assert {e.info["file"] for e in read_episodes(config.output)} == {"b.hdf5" if damaged == "a" else "a.hdf5"}
+    assert "1 damaged episodes were left out" in capsys.readouterr().err
+
+
+def test_cameras_that_are_not_there_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.hdf5", "libero", [0])
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/eye_in_hand_rgb"]
+    config = ConvertConfig("hdf5", path, tmp_path / "out")
+    convert(config)
+    assert "camera wrist is not there: the source has no eye_in_hand_rgb" in capsys.readouterr().out
+    convert(replace(config, cameras=("primary",), overwrite=True))
+    assert "camera wrist" not in capsys.readouterr().out
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/agentview_rgb"]
+    with pytest.raises(DatasetError, match=r"none of the cameras agentview_rgb, eye_in_hand_rgb .*: ee_ori, ee_pos"):
+        convert(replace(config, overwrite=True))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

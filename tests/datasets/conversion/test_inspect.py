@@ -11,6 +11,7 @@ import pytest
 from volar.datasets.convert import ConvertConfig, convert, main
 from volar.datasets.inspect_dataset import Contents, InspectConfig, contents, findings
 from volar.datasets.lerobot_layout import DatasetError
+from volar.robots.errors import UsageError
 
 NAMES = ("dx", "dy", "dz", "gripper")
 
@@ -76,6 +77,16 @@ def test_rlds_and_what_it_is_converted_to_have_the_same_contents(bridge_folder: 
     foreign = contents(InspectConfig(tmp_path / "out"))
     assert foreign.form == "LeRobotDataset v3.0 without a contract"
     assert foreign.names["actions"][0] == "dx"
+
+
+def test_settings_of_other_forms_are_refused(bridge_folder: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"split=val is not for LeRobotDataset, which .* is: leave it out"):
+        contents(InspectConfig(dataset, split="val"))
+    with pytest.raises(UsageError, match="dataset=bridge is not for LeRobotDataset"):
+        contents(InspectConfig(dataset, dataset="bridge"))
+    (tmp_path / "a.hdf5").touch()
+    with pytest.raises(UsageError, match="split=val is not for HDF5"):
+        contents(InspectConfig(tmp_path, split="val"))
 
 
 def test_the_verb_prints_it(
