@@ -45,7 +45,7 @@ def encode_source(source: SourceEpisode, contract: PolicyContract, rules: Encode
         with disk_errors(rules.folder):
             file = SpooledTemporaryFile(SPOOLED_BYTES, "w+b", dir=str(rules.folder))  # noqa: SIM115, the caller closes it
             encoded = encode_frames(episode, streams, contract, file)
-    except (DatasetError, ValueError) as error:
+    except (DatasetError, ValueError, LookupError) as error:
         raise DatasetError(str(error) if source.where in str(error) else f"{source.where}: {error}") from error
     missing = [name for name, stream in images.items() if stream.black]
     if missing and rules.missing_cameras == "refuse":

@@ -35,6 +35,10 @@ from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, by_index, v21_rows, v
 from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
 from volar.robots.contract import PolicyContract, differences
 
+# Of `meta/episodes`, what is read of every dataset.
+EPISODE_COLUMNS = ("episode_index", "length", "dataset_from_index", "dataset_to_index")
+EPISODE_COLUMNS += ("data/chunk_index", "data/file_index")
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -220,6 +224,8 @@ def read_tables(path: Path, episodes: list[dict[str, Any]]) -> Iterator[tuple[di
     groups = (readable(path, lambda _, k=k: file.read_row_group(k)) for k in range(file.num_row_groups))  # type: ignore[misc]
     alone = len(episodes) == 1 and file.metadata.num_rows == episodes[0]["length"]  # whatever `index` says: merged v2.1
     table = file.schema_arrow.empty_table()
+    if "index" not in table.column_names:
+        raise DatasetError(f"{path} has no column 'index' (columns: {', '.join(table.column_names)})")
     for episode in episodes:
         first, last = episode["dataset_from_index"], episode["dataset_to_index"]
         while (alone or not len(table) or table.column("index")[-1].as_py() < last - 1) and (
@@ -237,8 +243,11 @@ def read_tables(path: Path, episodes: list[dict[str, Any]]) -> Iterator[tuple[di
 
 
 def episode_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of one file of `meta/episodes`, without the statistics columns."""
+    """Rows of one file of `meta/episodes`, without the statistics columns. Raises `ValueError` where one is missing."""
     names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+    missing = [name for name in EPISODE_COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
     # Through the file, not the dataset API, which would read `chunk-000` as a partition.
     rows: list[dict[str, Any]] = parquet_file(path).read(names).to_pylist()
     return rows
@@ -332,7 +341,7 @@ def _video(info: DatasetInfo, table: pa.Table, row: dict[str, Any], key: str) ->
     path = info.video_file(row, key)
     if not path.is_file():
         raise DatasetError(f"{info.root} has no {path.relative_to(info.root)}")
-    stamps = table.column("timestamp").to_numpy().astype(np.float64) + row[f"videos/{key}/from_timestamp"]
+    stamps = vectors(table, "timestamp")[:, 0].astype(np.float64) + row[f"videos/{key}/from_timestamp"]
     # The timestamps are float32, and LeRobot's decoder compares in float32: late in a film, one step of that is more.
     tolerance_s = max(1e-4, 2 * float(np.spacing(np.float32(stamps.max()))))
     for start in range(0, len(stamps), ROWS):
