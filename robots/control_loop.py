@@ -23,7 +23,7 @@ from volar.robots.kinematics import Arm, Pose
 from volar.robots.loop_state import LoopState, State
 from volar.robots.rolling_percentile import RollingPercentile
 from volar.robots.safety import SafetyFilter
-from volar.robots.watchdogs import LoopLimits, Watchdogs, require_start
+from volar.robots.watchdogs import HELD_RAD, LoopLimits, Resting, Watchdogs, moving, require_start
 
 Vector = NDArray[np.float64]
 
@@ -44,6 +44,7 @@ class TickReport:
     `mode`: the state after this tick. `denied`: why a request (pause, resume, stop, recover) answered in this tick was
     not granted.
     `policy_error`: in a tick without an action, the source's latest reason why there was no chunk, where it has one.
+    `sent`: False while the arm rests in a stop and is told nothing (`watchdogs.Resting`).
     """
 
     stamp_ns: int
@@ -59,6 +60,7 @@ class TickReport:
     mode: State = ls.RUNNING
     denied: str | None = None
     policy_error: str | None = None
+    sent: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class ControlLoop:
         self._safety = SafetyFilter(arm, period_s, obstacles=obstacles)
         self._follower = Follower(arm, action, period_s, self.limits)
         self._watch = Watchdogs(body, self.limits, () if source is None else cameras)
+        self._resting = Resting()
         self._observed_ns: int | None = None
         self._submitted_ns = self._started_ns = 0
         self._width_m = 0.0
@@ -158,6 +161,7 @@ class ControlLoop:
         self._safety.reset(state.q, state.gripper_width_m)
         self.mode.reset()
         self._watch.reset(now_ns)
+        self._resting.leave()
         self.latency_s.clear()
         self._start_anew(now_ns)
         self._follower.target = self._safety.pose
@@ -182,7 +186,7 @@ class ControlLoop:
     def recover(self) -> None:
         """Leaves the stop, from where the arm was told to be; granted at rest and when no fault is present.
 
-        An arm that was moved meanwhile by more than `tracking_rad` needs `reset`, which starts where it is.
+        An arm that was moved meanwhile goes on from where it is; by more than `tracking_rad`, it needs `reset`.
         """
         self.mode.request("recover")
 
@@ -196,7 +200,8 @@ class ControlLoop:
         return self._buffer.push(chunk, now_ns) if self.mode.asks else NOT_FOLLOWED
 
     def tick(self, now_ns: int) -> TickReport:
-        """One control period; sends exactly one command, which brakes when anything fails on the way to it.
+        """One control period; sends one command, which brakes when anything fails on the way to it; none while the
+        arm rests in a stop and was moved, or nobody knows where it is (`watchdogs.Resting`).
 
         A camera, an observation, a policy or inverse kinematics that raises is a fault of this tick alone, kept in
         the report; the next tick tries again. Raises, and sends nothing, only what leaves nothing to send: whatever
@@ -206,9 +211,16 @@ class ControlLoop:
         """
         state = self.body.joint_state()
         fault, failed = self._watched(state, now_ns)
-        anew, denied = self.mode.answer(fault, self._safety.at_rest)
+        if self.mode.state == ls.STOPPED and self._safety.at_rest:
+            self._resting.look(state, fault)
+        rests = self._safety.at_rest and not (self._resting.ceased and moving(state, self.arm.spec))
+        anew, denied = self.mode.answer(fault, rests)
         if anew:
             self._start_anew(now_ns)
+        if self.mode.state != ls.STOPPED:
+            if self._resting.ceased:
+                self._go_on_from(state)
+            self._resting.leave()
         asked = self._exchange(state, fault, now_ns)
         fault, action, q_target = asked.fault, None, None
         if self.mode.asks:
@@ -224,7 +236,8 @@ class ControlLoop:
         filtered = self._safety.step(q_target, self._width_m)
         if q_target is None:
             self._follower.target = self._safety.pose  # start again from where the arm is told to be
-        self.body.send(filtered.command)
+        if not self._resting.ceased:
+            self.body.send(filtered.command)
         return TickReport(
             now_ns,
             state,
@@ -239,7 +252,15 @@ class ControlLoop:
             self.mode.state,
             denied,
             getattr(self._source, "error", None) if action is None else None,
+            not self._resting.ceased,
         )
+
+    def _go_on_from(self, state: JointState) -> None:
+        """After commands had ceased: from where the arm is, unless it is where it was told to be. The hand stays as it
+        was told, so that it does not let go."""
+        if np.abs(state.q - self._safety.q).max() > HELD_RAD:
+            self._safety.reset(state.q, self._safety.gripper_width_m)
+            self._follower.target = self._safety.pose
 
     def _start_anew(self, now_ns: int) -> None:
         """Forgets what was planned: no answer to an observation from before moves the arm."""

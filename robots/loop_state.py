@@ -27,7 +27,8 @@
 What the safety filter turns down (`workspace`, `collision`, `no_trajectory`) changes no state: the arm brakes, and
 follows again as soon as an action leads elsewhere. A chunk with a NaN is refused (`chunk_non_finite`): the arm follows
 the one it has, then holds. Braking begins in the tick that finds the fault, which is the first one after its deadline,
-and is the safety filter's: within every limit.
+and is the safety filter's: within every limit. A stopped arm that rests is told so in every tick, until its joint state
+is stale or invalid or it was moved: then nothing is sent until `recover`, which goes on from where it is measured.
 """
 
 from collections import deque

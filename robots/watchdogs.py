@@ -27,24 +27,30 @@ Image = NDArray[np.uint8]
 # Of a joint's velocity limit, below which it counts as resting. An SO-101 at rest whose encoder wavers by one of its
 # 4096 counts between two readings at 100 Hz shows 0.15 rad/s, 3.3 % of its limit.
 REST_SHARE: Final = 0.05
+MOVED_RAD: Final = 0.05  # a resting arm that is that far from where it came to rest was moved: it gives way less
+HELD_RAD: Final = 0.01  # a position-controlled arm is that near to what it was told last; see `LoopLimits.tracking_rad`
 
 
 class CannotStart(VolarError):
     """The measured state is none to start from: it is not finite, or the arm moves. It may be one a moment later."""
 
 
+def moving(state: JointState, spec: RobotSpec) -> str | None:
+    """A joint that moves, None for an arm at rest; a velocity that is missing, or NaN, is one that nobody measures."""
+    for name, speed, limit in zip(spec.joint_names, np.abs(state.dq).tolist(), spec.velocity_max, strict=False):
+        if speed > REST_SHARE * limit:
+            return f"{name} moves at {speed:.3f} rad/s, where rest is at most {REST_SHARE * limit:.3f}"
+    return None
+
+
 def require_start(state: JointState, spec: RobotSpec) -> None:
-    """Raises `CannotStart` naming what is not finite, or the joint that moves; a velocity may be missing, or NaN."""
+    """Raises `CannotStart` naming what is not finite, or the joint that moves."""
     measured = dict(zip(spec.joint_names, state.q.tolist(), strict=False)) | {"the gripper": state.gripper_width_m}
     for name, value in measured.items():
         if not np.isfinite(value):
             raise CannotStart(f"{name} is measured at {value}, so nothing can start from there; mend its driver")
-    for name, speed, limit in zip(spec.joint_names, np.abs(state.dq).tolist(), spec.velocity_max, strict=False):
-        if speed > REST_SHARE * limit:
-            raise CannotStart(
-                f"{name} moves at {speed:.3f} rad/s, and the loop starts at rest (at most {REST_SHARE * limit:.3f}); "
-                "let the arm come to rest first"
-            )
+    if (joint := moving(state, spec)) is not None:
+        raise CannotStart(f"{joint}; let the arm come to rest before the loop starts")
 
 
 @dataclass(frozen=True)
@@ -146,3 +152,28 @@ class Watchdogs:
         oldest_ns = now_ns - self._limits.camera_age_s * 1e9
         names = stamps if self._cameras is None else self._cameras
         return any(max(stamps.get(name, self._since_ns), self._since_ns) < oldest_ns for name in names)
+
+
+class Resting:
+    """Whether an arm that rests in a stop is still told where to. `ceased`: no more, until it may move again.
+
+    Told so, an arm that was moved meanwhile, by hand or by another program, would jump back as soon as its driver
+    follows again. Commands cease where nobody knows where it is, and when it was moved; drivers hold without them.
+    """
+
+    def __init__(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """It is not stopped, or no more."""
+        self.ceased = False
+        self._q: Vector | None = None
+
+    def look(self, state: JointState, fault: str | None) -> None:
+        """Once a tick while it rests in a stop; `fault`: what is wrong now."""
+        if fault in (STALE_JOINT_STATE, INVALID_JOINT_STATE):
+            self.ceased = True
+        elif self._q is None:
+            self._q = state.q.copy()
+        elif np.abs(state.q - self._q).max() > MOVED_RAD:
+            self.ceased = True

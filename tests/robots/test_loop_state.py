@@ -29,6 +29,8 @@ class Bench:
     def __init__(self, arm: Arm, limits: LoopLimits | None = None) -> None:
         self.now_ns, self.frame = 0, 0
         self.measured = JointState(HOME, np.zeros(7), 0.08, 0)
+        self.sent: list[JointCommand] = []
+        self.stale_ns: int | None = None  # since when no joint state has come
         self.asked: list[Observation] = []
         self.answered = 0
         self.stamps_raise = False
@@ -42,7 +44,7 @@ class Bench:
         return FR3
 
     def joint_state(self) -> JointState:
-        return replace(self.measured, stamp_ns=self.now_ns)
+        return replace(self.measured, stamp_ns=self.now_ns if self.stale_ns is None else self.stale_ns)
 
     def images(self) -> Mapping[str, NDArray[np.uint8]]:
         return {name: np.full((4, 4, 3), self.frame, np.uint8) for name in FR3.cameras}
@@ -53,6 +55,7 @@ class Bench:
         return dict.fromkeys(FR3.cameras, self.now_ns)
 
     def send(self, command: JointCommand) -> None:
+        self.sent.append(command)
         self.measured = JointState(command.q, command.dq, command.gripper_width_m, self.now_ns)
 
     def submit(self, observation: Observation) -> None:
@@ -138,6 +141,86 @@ def test_requests_are_answered_in_order_and_reset_forgets_them(bench: Bench) -> 
     bench.loop.reset(bench.now_ns)
     report = bench.run(1)[0]
     assert (report.mode, report.denied) == (ls.HOLDING, None)
+
+
+def rested(bench: Bench) -> JointState:
+    """Stops the moving arm: what is measured once it rests."""
+    bench.run(30)
+    bench.loop.stop()
+    reports = bench.run(60)
+    assert all(r.sent for r in reports)
+    return bench.measured
+
+
+def follows_from(bench: Bench, q: NDArray[np.float64]) -> None:
+    """What is sent after `recover` begins there, at rest, and moves within the limits of speed and acceleration."""
+    sent = len(bench.sent)
+    bench.loop.recover()
+    reports = bench.run(40)
+    assert (reports[0].denied, reports[-1].mode) == (None, ls.RUNNING)
+    assert all(r.sent for r in reports)
+    commands = np.array([q, q, *(c.q for c in bench.sent[sent:])])
+    assert (np.abs(np.diff(commands, axis=0)) / 0.01 <= FR3.velocity_max).all()
+    assert (np.abs(np.diff(commands, 2, axis=0)) / 0.01**2 <= FR3.acceleration_max).all()
+    assert bench.sent[-1].dq.any()
+
+
+def test_an_arm_that_was_moved_in_a_stop_is_not_pulled_back(bench: Bench) -> None:
+    rest = rested(bench)
+    bench.measured = moved = replace(rest, q=rest.q + 0.2, gripper_width_m=0.03)
+    reports = bench.run(30)
+    assert not any(r.sent for r in reports)
+    assert bench.measured is moved
+    bench.measured = replace(moved, dq=np.full(7, 0.3))  # a hand still moves it
+    bench.loop.recover()
+    assert bench.run(1)[0].denied == ls.STILL_MOVING
+    bench.measured = moved
+    sent = len(bench.sent)
+    follows_from(bench, moved.q)
+    assert bench.sent[sent].gripper_width_m == 0.08  # as it was told, and not let go from what is measured
+
+
+def test_an_arm_that_was_moved_while_nobody_saw_is_not_pulled_back(bench: Bench) -> None:
+    """Its joint states cease, as those of a robot that is switched off, and come again from elsewhere."""
+    bench.run(30)
+    bench.stale_ns = bench.now_ns
+    reports = bench.run(100)
+    assert reports[-1].reason == ls.STALE_JOINT_STATE
+    still = next(i for i, r in enumerate(reports) if not r.sent)
+    assert not reports[still - 1].command.dq.any()  # braked first
+    assert not any(r.sent for r in reports[still:])
+    bench.stale_ns, bench.measured = None, replace(bench.measured, q=bench.measured.q - 0.2)
+    moved = bench.measured.q
+    assert not any(r.sent for r in bench.run(30))
+    follows_from(bench, moved)
+
+
+def test_an_arm_that_is_where_it_was_told_to_be_goes_on_from_there(bench: Bench) -> None:
+    """After joint states that came late: the command does not step by what a servo leaves."""
+    rest = rested(bench)
+    told = bench.sent[-1].q
+    bench.measured, bench.stale_ns = replace(rest, q=rest.q + 0.009), bench.now_ns - 200 * MS
+    assert not any(r.sent for r in bench.run(10))
+    bench.stale_ns = None
+    follows_from(bench, told)
+
+
+def test_an_arm_that_is_held_elsewhere_is_told_where_to_rest(arm: Arm) -> None:
+    """Jammed: it stops for that, and stays where it is, so that nobody has moved it."""
+
+    class Jammed(Bench):
+        jam_rad = 0.0
+
+        def joint_state(self) -> JointState:
+            state = super().joint_state()
+            return replace(state, q=state.q + self.jam_rad)
+
+    bench = Jammed(arm)
+    bench.run(30)
+    bench.jam_rad = 0.31
+    reports = bench.run(100)
+    assert {(r.mode, r.reason, r.sent) for r in reports} == {(ls.STOPPED, ls.TRACKING_ERROR, True)}
+    assert not reports[-1].command.dq.any()
 
 
 def test_no_answer_from_before_a_stop_moves_the_arm_after_it(bench: Bench) -> None:
