@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,7 +47,7 @@ class CollectConfig:
         default="demonstrations", metadata={"help": "what to collect; scenes: to point at; questions: about scenes"}
     )
     suite: str = field(default="tabletop", metadata={"help": "tasks to demonstrate, for kind=demonstrations"})
-    tasks: tuple[str, ...] = field(default=(), metadata={"help": "some of its tasks; [] for all of them"})
+    tasks: tuple[str, ...] = field(default=(), metadata={"help": "any tasks by name; [] for the suite's"})
     episodes: int = field(default=400, metadata={"help": "for kind=demonstrations, over all tasks in turn"})
     scenes: int = field(default=30_000, metadata={"help": "for kind=scenes and questions"})
     seed: int = field(default=0, metadata={"help": "decides layouts, orders and disturbances"})
@@ -126,7 +126,8 @@ def main() -> int:
 
 
 def collect(config: CollectConfig) -> None:
-    """Collects what the config says. Raises `VolarError`."""
+    """Collects what the config says. Raises `VolarError`, also for settings that mean nothing for its kind."""
+    _require_own(config)
     workers = config.workers or len(os.sched_getaffinity(0))
     if config.kind != "demonstrations":
         from volar.sim.collect_scenes import ScenesConfig, collect_scenes
@@ -142,6 +143,17 @@ def collect(config: CollectConfig) -> None:
         collect_scenes(wanted, config.output, workers, resume=config.resume, overwrite=config.overwrite)
         return
     collect_demonstrations(config, workers)
+
+
+def _require_own(config: CollectConfig) -> None:
+    """Raises `UsageError` for a setting of another kind that is not what it is by default."""
+    if config.kind == "demonstrations":
+        wanted, foreign = "scenes or questions", ["scenes"]
+    else:
+        wanted, foreign = "demonstrations", ["suite", "episodes", "noise"]
+    given = [f"{f.name}=" for f in fields(config) if f.name in foreign and getattr(config, f.name) != f.default]
+    if given:
+        raise UsageError(f"{', '.join(given)} is for kind={wanted}, not for kind={config.kind}")
 
 
 def collect_demonstrations(config: CollectConfig, workers: int) -> None:

@@ -171,7 +171,7 @@ def _write_shard(config: ScenesConfig, output: Path, index: int) -> None:
 
     rng = np.random.default_rng([config.seed, index])
     place = slice(index * SHARD, min((index + 1) * SHARD, config.frames))
-    look = (config.contract.robot, config.cameras, config.image_size, config.randomization)
+    look = (config.contract.robot, config.cameras, config.image_size, config.randomization, config.seed)
     scenes = render_scenes(rng, place.stop - place.start, *look)
     for name, images in scenes.images.items():
         target = np.load(output / "images" / f"{name}.npy", mmap_mode="r+")

@@ -29,8 +29,10 @@ def control_lerobot(config: "ControlConfig") -> dict[str, Any]:
 
     if config.lerobot_robot is None or config.instruction is None or config.duration_s is None:
         raise UsageError("a real arm needs lerobot_robot=FILE.json, instruction=... and duration_s=...")
-    if config.video is not None or config.asset is not None or config.task is not None or config.episodes != 1:
-        raise UsageError("video=, asset=, task= and episodes= are for simulated arms")
+    simulated = {"video": config.video, "asset": config.asset, "task": config.task, "seed": config.seed or None}
+    simulated |= {"episodes": None if config.episodes == 1 else config.episodes}
+    if given := [name for name, value in simulated.items() if value is not None]:
+        raise UsageError(f"{', '.join(given)}: for simulated arms only, not for robot={config.robot}")
     spec = load_robot(config.robot.removeprefix(LEROBOT))
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(config.policy))

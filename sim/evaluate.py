@@ -47,7 +47,7 @@ class EvaluateConfig:
         default=None, metadata={"help": "policy directory, training run or artifact; the shipped one by default"}
     )
     suite: str = field(default="tabletop", metadata={"help": "tasks to evaluate on"})
-    tasks: tuple[str, ...] | None = field(default=None, metadata={"help": "some of the suite's; all by default"})
+    tasks: tuple[str, ...] | None = field(default=None, metadata={"help": "any tasks by name; the suite's by default"})
     episodes: int = field(default=100, metadata={"help": "episodes of each task; at most, for stop=sequential"})
     seed: int = field(default=0, metadata={"help": "with task and number it decides each episode"})
     randomization: str = field(

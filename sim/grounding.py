@@ -48,10 +48,13 @@ def render_scenes(
     cameras: tuple[str, ...] = ("front", "wrist"),
     image_size: int = 96,
     randomization: str = "none",
+    world_seed: int = 0,
 ) -> Scenes:
     """`count` random scenes: any layout, also near ones, blocks held or on the plate, any arm pose; each varied anew as
-    `randomization` says. Raises `Unknown`, `UsageError` as `TaskWorld` does."""
-    world, layouts = TaskWorld(_ASKED[0].name, robot, cameras, image_size, randomization), LayoutSampler(robot)
+    `randomization` says, and all alike by what it draws once, from `world_seed`. Raises `Unknown`, `UsageError` as
+    `TaskWorld` does."""
+    world = TaskWorld(_ASKED[0].name, robot, cameras, image_size, randomization, world_seed)
+    layouts = LayoutSampler(robot)
     images: dict[str, NDArray[np.uint8]] = {
         name: np.empty((count, image_size, image_size, 3), np.uint8) for name in cameras
     }

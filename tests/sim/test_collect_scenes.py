@@ -144,6 +144,17 @@ def test_complete_scenes_are_accepted_refused_or_replaced(scenes: Path, tmp_path
     assert _bytes(tmp_path / "small") == _bytes(tmp_path / "other") | {"notes.txt": b"mine"}
 
 
+def test_what_is_drawn_once_follows_from_the_seed(tmp_path: Path) -> None:
+    terms = tmp_path / "startup.yaml"
+    terms.write_text("terms:\n  - {field: ambient, mode: startup, distribution: {uniform: [0.1, 0.9]}}\n")
+    settings = SETTINGS | {"scenes": 8, "workers": 1, "randomization": str(terms)}
+    light = []
+    for seed in (0, 1, 2):
+        collect(CollectConfig(tmp_path / str(seed), seed=seed, **settings))
+        light.append(FrameCache.open(tmp_path / str(seed)).images["front"].mean())
+    assert np.ptp(light) > 10  # layouts alone change it by less than 3
+
+
 def test_another_kind_of_folder_is_left_alone(scenes: Path, tmp_path: Path) -> None:
     demonstrations = tmp_path / "demonstrations"
     collect(CollectConfig(demonstrations, tasks=("reach",), episodes=1, image_size=16, workers=1))
@@ -173,6 +184,13 @@ def test_a_disk_without_room_is_said_before_anything_is_rendered(tmp_path: Path)
 def test_settings_that_do_nothing_or_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tasks= is for demonstrations"):
         collect(CollectConfig(tmp_path / "x", tasks=("reach",), **SETTINGS))
+    for given, says in (
+        ({"kind": "scenes", "episodes": 3}, "episodes= is for kind=demonstrations, not for kind=scenes"),
+        ({"kind": "questions", "suite": "starter", "noise": 0.0}, "suite=, noise= is for kind=demonstrations"),
+        ({"scenes": 3}, "scenes= is for kind=scenes or questions, not for kind=demonstrations"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            collect(CollectConfig(tmp_path / "x", **given))
     with pytest.raises(UsageError, match="image_size=100 is no multiple of 8"):
         CollectConfig(tmp_path / "x", image_size=100)
     for kind in ("scenes", "demonstrations"):

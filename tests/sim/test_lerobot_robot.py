@@ -144,5 +144,7 @@ def test_a_lerobot_policy_on_a_lerobot_robot(description: dict[str, Any], tmp_pa
     with pytest.raises(LeRobotRobotError, match=r"camera front: policy wants 96x64, .* 32x32"):
         LeRobotBody(smaller, SO101).require_cameras(read_contract(tmp_path / "act"))
     smaller.disconnect()
+    with pytest.raises(UsageError, match="seed: for simulated arms only, not for robot=lerobot/so101"):
+        control(ControlConfig(policy, "lerobot/so101", lerobot_robot=tmp_path / "robot.json", seed=3, **again))
     with pytest.raises(UsageError, match="lerobot_robot="):
         control(ControlConfig(policy, "lerobot/so101", **again))
