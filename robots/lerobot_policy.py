@@ -41,6 +41,7 @@ class LeRobotPolicy:
             raise LeRobotPolicyError(f"{folder} needs what is not installed here: {error}") from error
         except Exception as error:  # whatever LeRobot, torch or a processor raises
             raise LeRobotPolicyError(f"{folder} does not load: {_short(error)}") from error
+        self._gpus = [self._device] if self._device.type == "cuda" else []
         self.reset(0)
         self._try()
 
@@ -56,7 +57,8 @@ class LeRobotPolicy:
         self._before.reset()
         self._after.reset()
         self._last_ns: int | None = None
-        self._random = torch.Generator().manual_seed(seed).get_state()
+        # A policy on a GPU draws from the GPU's generator, its processors may from the CPU's.
+        self._random = [torch.Generator(device).manual_seed(seed).get_state() for device in ("cpu", *self._gpus)]
 
     def predict(self, observation: Observation) -> ActionChunk:
         """Raises `ContractError` when the observation does not fit, `LeRobotPolicyError` when LeRobot fails."""
@@ -83,13 +85,15 @@ class LeRobotPolicy:
         raw: dict[str, Any] = {STATE: self._derived.policy_state(observation.state)}
         raw |= {key: observation.images[name].copy() for key, name in self._derived.images.items()}
         text = self._contract.instruction_template.format(instruction=observation.instruction)
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random)
+        with torch.inference_mode(), torch.random.fork_rng(devices=self._gpus):
+            torch.set_rng_state(self._random[0])
+            for gpu, state in zip(self._gpus, self._random[1:], strict=True):
+                torch.cuda.set_rng_state(state, gpu)
             batch = prepare_observation_for_inference(raw, self._device, text, self._contract.robot)
             chunk = self._chunk(self._before(batch))  # (1, H, A)
             # One action at a time: LeRobot's postprocessors are written for (B, A).
             actions = torch.stack([self._after(chunk[:, i]) for i in range(chunk.shape[1])], dim=1)
-            self._random = torch.get_rng_state()
+            self._random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._gpus)]
         return np.asarray(actions[0].float().cpu().numpy())
 
     def _chunk(self, batch: dict[str, Any]) -> Any:
