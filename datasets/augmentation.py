@@ -83,7 +83,7 @@ def uniform(seed: int, places: NDArray[np.integer], *stream: int) -> NDArray[np.
 
     The finalizer of SplitMix64 (Steele, Lea, Flood 2014), once for each number that goes in.
     """
-    z = np.zeros(1, np.uint64)
+    z: NDArray[Any] = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for number in (seed % 2**64, places, *(k % 2**64 for k in stream)):
             z = (z + np.asarray(number).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)

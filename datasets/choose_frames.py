@@ -1,15 +1,15 @@
 """A dataset's frames for training, in the form that fits this machine.
 
 Decoded frames are mapped from the disk (`frame_cache.py`): the fastest, and the largest. Where the disk has no place
-for them, images stay the PNG or JPEG that they are, in memory (`encoded_frames.py`), and are decoded for each batch.
+for them or may not be written to, images stay the PNG or JPEG that they are, in memory (`encoded_frames.py`), and are
+decoded for each batch.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from volar.datasets.durable_file import DiskFull
+from volar.datasets.durable_file import DiskFull, ReadOnly
 from volar.datasets.encoded_frames import encoded_bytes, encoded_frames
 from volar.datasets.frame_cache import DISK_RESERVE, FrameCache
 from volar.datasets.lerobot_format import load_info
@@ -33,7 +33,7 @@ def choose_frames(
     """Of a dataset, or of generated frames. `auto`: decoded where that fits the disk, else encoded, which is said.
 
     `disk_reserve`: bytes to leave free. `memory`: bytes for encoded images, half of
-    what is free by default. Raises `DiskFull`, `DatasetError` when neither form fits.
+    what is free by default. Raises `DiskFull`, `ReadOnly`, `DatasetError` when neither form fits.
     """
     if form not in FORMS:
         raise Unknown("form of frames", form, FORMS)
@@ -43,11 +43,11 @@ def choose_frames(
         return encoded_frames(root, progress)
     try:
         return FrameCache.build(root, progress=progress, disk_reserve=disk_reserve)
-    except DiskFull as error:
+    except (DiskFull, ReadOnly) as error:
         if form == "decoded":
             raise
         needed = encoded_bytes(load_info(root))
-        here = memory if memory is not None else int(MEMORY_SHARE * _free_memory())
+        here = memory if memory is not None else int(MEMORY_SHARE * free_memory())
         if needed > here:
             raise DatasetError(
                 f"{error}. Neither do its encoded images fit in memory ({needed / 1e9:.1f} GB of {here / 1e9:.1f}): "
@@ -58,5 +58,21 @@ def choose_frames(
         return frames
 
 
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that programs can get, the page cache's among them, at most what its cgroups allow this process.
+
+    Source of the forms: proc(5), cgroups(7); a line of `/proc/self/cgroup` is `number:controllers:path`.
+    """
+    about = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+    found = [1024 * int(about["MemAvailable"].split()[0])]  # it says kB
+    files = {"": (groups, "memory.max"), "memory": (groups / "memory", "memory.limit_in_bytes")}  # versions 2 and 1
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in files:
+            base, name = files[controllers]
+            own = base / path.lstrip("/")
+            limits = [
+                folder / name for folder in (own, *own.parents)
+            ]  # also a container's, whose own path is not there
+            found += [int(text) for file in limits if file.is_file() and (text := file.read_text().strip()).isdigit()]
+    return min(found)

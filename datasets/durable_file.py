@@ -18,15 +18,20 @@ class DiskFull(VolarError):
     """No space left; what was complete is intact."""
 
 
+class ReadOnly(VolarError):
+    """A place that may not be written to."""
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors while `path` is written into `DiskFull` or `VolarError`."""
+    """Turns the system's errors while `path` is written into `DiskFull`, `ReadOnly` or `VolarError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no space left to write {path}; free some, then continue with resume=true") from error
-        raise VolarError(f"{path} cannot be written: {error.strerror}") from error
+        kind = ReadOnly if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else VolarError
+        raise kind(f"{path} cannot be written: {error.strerror}") from error
 
 
 class DurableFile:

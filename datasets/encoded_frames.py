@@ -84,7 +84,8 @@ def _require_images(info: DatasetInfo) -> None:
     videos = [name for name, key in info.camera_keys.items() if info.features[key]["dtype"] == "video"]
     if videos:
         raise DatasetError(
-            f"{info.root} has videos ({', '.join(videos)}), whose frames must be decoded once: make room"
+            f"{info.root} has videos ({', '.join(videos)}), whose frames must be decoded once: make room, "
+            "or copy it to where there is some"
         )
 
 

@@ -36,8 +36,8 @@ from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
 from volar.robots.contract import PolicyContract, differences
 
 # Of `meta/episodes`, what is read of every dataset.
-EPISODE_COLUMNS = ("episode_index", "length", "dataset_from_index", "dataset_to_index")
-EPISODE_COLUMNS += ("data/chunk_index", "data/file_index")
+_INDICES = ("episode_index", "length", "dataset_from_index", "dataset_to_index")
+EPISODE_COLUMNS = (*_INDICES, "data/chunk_index", "data/file_index")
 
 
 @dataclass(frozen=True)

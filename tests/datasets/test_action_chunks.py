@@ -1,7 +1,9 @@
 """Samples are those of the episodes, chunks stay inside them, the order is a function of seed and step."""
 
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volar.datasets.action_chunks import ActionChunks, ShuffledIndices
-from volar.datasets.choose_frames import choose_frames
-from volar.datasets.durable_file import DiskFull, OutputExists
+from volar.datasets.choose_frames import choose_frames, free_memory
+from volar.datasets.durable_file import DiskFull, OutputExists, ReadOnly
 from volar.datasets.encoded_frames import EncodedImages, encoded_bytes, encoded_frames
 from volar.datasets.episode import Episode
 from volar.datasets.episode_writer import EpisodeWriter
@@ -131,6 +133,54 @@ def test_frames_are_decoded_where_there_is_room_and_stay_encoded_where_not(datas
         choose_frames(root, "decode")  # type: ignore[arg-type]
     sizes = sum(len(encode_image(x)) for x in read_episodes(root) for x in x.images["front"])
     assert sizes < encoded_bytes(load_info(root)) < 4 * sizes
+
+
+@pytest.fixture
+def read_only(dataset: Path, tmp_path: Path) -> Iterator[Path]:
+    """The dataset on a file system that cannot be written to."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root only, where that is allowed")
+    shutil.copytree(dataset, place / "dataset")
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    yield place / "dataset"
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_frames_of_what_cannot_be_written_to_stay_encoded(read_only: Path, cache: FrameCache) -> None:
+    said: list[str] = []
+    encoded = choose_frames(read_only, disk_reserve=0, say=said.append)
+    assert "Read-only file system. Its images stay encoded" in said[0]
+    np.testing.assert_array_equal(encoded.images["front"][:], cache.images["front"])
+    with pytest.raises(ReadOnly, match=r"\.volar_cache.* cannot be written"):
+        choose_frames(read_only, "decoded", disk_reserve=0)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "wanted"),
+    [
+        ("0::/\n", {}, 8_000 * 1024),
+        ("0::/\n", {"memory.max": "max\n"}, 8_000 * 1024),
+        ("0::/user/one\n", {"user/memory.max": "5000\n", "user/one/memory.max": "max\n"}, 5000),
+        ("1:cpu:/a\n4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "6000\n"}, 6000),
+        ("4:memory:/docker/a\n", {"memory/memory.limit_in_bytes": "7000\n"}, 7000),  # seen from in a container
+        ("0::/\n", {"memory.max": "9000000000\n"}, 8_000 * 1024),
+    ],
+)
+def test_free_memory_is_what_can_be_had(tmp_path: Path, cgroup: str, limits: dict[str, str], wanted: int) -> None:
+    """The kernel's files, written out."""
+    meminfo = "MemTotal: 24684084 kB\nMemFree:            1000 kB\nMemAvailable:       8000 kB\nHugePages_Total:  0\n"
+    for name, text in {
+        "meminfo": meminfo,
+        "self/cgroup": cgroup,
+        **{f"groups/{k}": v for k, v in limits.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path, tmp_path / "groups") == wanted
+    assert 0 < free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_generated_frames_are_saved_with_their_contract(tmp_path: Path, contract: PolicyContract) -> None:
