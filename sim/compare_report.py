@@ -34,7 +34,8 @@ def compare_page(result: Results) -> str:
     parts.append(
         note(
             "Exact McNemar test, two-sided, at 5 %; p is corrected for the number of tasks, or of comparisons (Holm). "
-            "Intervals: Newcombe, paired, each for itself. More needed: for a power of 80 %, should the rates hold."
+            "Intervals: Newcombe, paired, each for itself. More needed: for a power of 80 %, should the rates hold; "
+            "to test again after these is a second look, which errs in more than 5 %."
         )
     )
     facts = [

@@ -84,7 +84,8 @@ def judge(pairs: Pairs, p_holm: float | None = None, tests: int = 1) -> dict[str
     `better`: `a`, `b` or None while it is not settled at 5 %; `difference`: success rate of b less that of a, with
     its `interval`; `p`: of the exact test; `confidence`: 1 - `p_holm`, the highest level at which a difference is
     found; `more_episodes`: how many more would settle it with a probability of 80 %, should the rates observed so far
-    be the true ones: 0 when it is settled, None when more than 20000 would be needed.
+    be the true ones: 0 when it is settled, None when more than 20000 would be needed. To extend both evaluations by
+    them and to test again is a second look, which is no longer a test at 5 %; as many as now and these, all fresh, are.
     """
     p, n = mcnemar(pairs.only_a, pairs.only_b), pairs.episodes
     p_holm = p if p_holm is None else p_holm
@@ -125,7 +126,11 @@ def sentence(found: Results, a: str, b: str) -> str:
     if found["more_episodes"] is None:
         more = "at the rates seen so far, 20000 would not"
     else:
-        more = f"about {found['more_episodes']} more would settle it, should these rates hold"
+        fresh = found["episodes"] + found["more_episodes"]
+        more = (
+            f"should these rates hold, about {fresh} under another seed would settle it, or about "
+            f"{found['more_episodes']} more of this one, but a second look errs in more than 5 %"
+        )
     return f"not settled: {b} against {a} {facts}; {more}"
 
 

@@ -86,7 +86,9 @@ def test_what_is_not_settled_says_how_many_more_episodes_would() -> None:
     found = judge(Pairs(both=40, only_a=3, only_b=6, neither=1))
     assert found["better"] is None
     assert found["more_episodes"] > 100
-    assert f"about {found['more_episodes']} more would" in sentence(found, "a", "b")
+    said = sentence(found, "a", "b")
+    assert f"about {50 + found['more_episodes']} under another seed would settle it" in said
+    assert f"{found['more_episodes']} more of this one, but a second look errs in more than 5 %" in said
     worse = judge(Pairs(both=40, only_a=12, only_b=1, neither=7))
     assert "old is better than new" in sentence(worse, "old", "new")
     assert "(86.7% against 68.3% in 60 episodes; difference +18.3 points" in sentence(worse, "old", "new")
