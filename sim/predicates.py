@@ -62,7 +62,7 @@ def on_mat(block: Vector, mat: Vector, tolerance_m: float = 0.01) -> bool:
 
 def in_bowl(block: Vector, bowl: Vector) -> bool:
     """A block's centre (3,) is between the walls of a bowl, the middle of whose underside is given (3,), and so low
-    that it rests in it: not more than its own half height above the rim."""
+    that it rests in it: above the rim by a quarter of its edge at most."""
     height = block[2] - bowl[2]
     return near_horizontally(block, bowl, BOWL_RADIUS_M) and bool(0.0 < height <= BOWL_RIM_M + BLOCK_HALF_M / 2)
 

@@ -85,7 +85,7 @@ def test_on_mat(offset: float, height_m: float, holds: bool) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "height_m", "holds"),
-    [(0.0, 0.028, True), (0.03, 0.039, True), (0.06, 0.028, False), (0.0, 0.045, False)],
+    [(0.0, 0.028, True), (0.03, 0.0399, True), (0.06, 0.028, False), (0.0, 0.0401, False)],
 )
 def test_in_bowl(offset: float, height_m: float, holds: bool) -> None:
     bowl = np.array([0.5, 0.1, 0.0])
