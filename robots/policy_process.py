@@ -288,7 +288,7 @@ def _one_line(error: BaseException) -> str:
 def _known(options: argparse.Namespace) -> bool:
     """True while the folder holds the policy that the parent has seen."""
     try:
-        return policy_sha256(options.policy, read_contract(options.policy)) == options.sha256
+        return bool(policy_sha256(options.policy, read_contract(options.policy)) == options.sha256)
     except (VolarError, OSError):
         return False
 
