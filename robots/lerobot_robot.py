@@ -69,8 +69,8 @@ class LeRobotBody:
         self._units = units or units_of(robot, spec)
         images = [key for key, value in robot.observation_features.items() if isinstance(value, tuple)]
         self._cameras = {key: (cameras or {}).get(key, key) for key in images}
-        self._state: JointState | None = None
-        self._images: dict[str, Image] = {}
+        self._newest: tuple[JointState, dict[str, Image]] | None = None  # of one turn of the bus, replaced as one
+        self._taken: JointState | None = None
         self._command: JointCommand | None = None
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -84,17 +84,20 @@ class LeRobotBody:
 
     def joint_state(self) -> JointState:
         """The newest measurement. Raises `LeRobotRobotError` before the first."""
-        if self._state is None:
-            raise LeRobotRobotError(f"{self._robot.name} has not answered yet: {self.error}")
-        return self._state
+        return self._answered()[0]
 
     def images(self) -> Mapping[str, Image]:
-        return self._images
+        """The newest frames. Raises `LeRobotRobotError` before the first."""
+        self._taken, images = self._answered()
+        return images
+
+    def taken(self) -> JointState:
+        """The joint state of the same turn of the bus as the last `images`, stamped with the time before it."""
+        return self.joint_state() if self._taken is None else self._taken
 
     def image_stamps(self) -> Mapping[str, int]:
         """When the newest frames were read; LeRobot's cameras raise by themselves when theirs is older than 0.5 s."""
-        stamp_ns = -(2**62) if self._state is None else self._state.stamp_ns
-        return dict.fromkeys(self._images, stamp_ns)
+        return {} if self._newest is None else dict.fromkeys(self._newest[1], self._newest[0].stamp_ns)
 
     def send(self, command: JointCommand) -> None:
         """Hands the command to the thread; a newer one takes the place of one not sent yet."""
@@ -132,9 +135,9 @@ class LeRobotBody:
         self._thread = threading.Thread(target=self._run, name="lerobot-bus", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + FIRST_READ_S
-        while self._state is None and time.monotonic() < deadline:
+        while self._newest is None and time.monotonic() < deadline:
             time.sleep(0.001)
-        if self._state is None:
+        if self._newest is None:
             self.close()
             raise LeRobotRobotError(f"{self._robot.name} does not answer: {self.error}")
 
@@ -145,6 +148,11 @@ class LeRobotBody:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _answered(self) -> tuple[JointState, dict[str, Image]]:
+        if self._newest is None:
+            raise LeRobotRobotError(f"{self._robot.name} has not answered yet: {self.error}")
+        return self._newest
 
     def _run(self) -> None:
         while not self._closed or self._command is not None:
@@ -163,12 +171,13 @@ class LeRobotBody:
     def _take(self, observation: Mapping[str, Any], stamp_ns: int) -> None:
         native = np.array([float(observation[key]) for key in self._keys])
         *q, opening = self._units.from_native(native)
-        before = self._state
+        before = None if self._newest is None else self._newest[0]
         dq: NDArray[np.float64] = np.zeros(len(q))
         if before is not None and stamp_ns > before.stamp_ns:
             dq = (np.array(q) - before.q) / ((stamp_ns - before.stamp_ns) / 1e9)
-        self._images = {ours: np.asarray(observation[key], np.uint8) for key, ours in self._cameras.items()}
-        self._state = JointState(np.array(q), dq, float(opening) * self._spec.gripper_width_max, stamp_ns)
+        images = {ours: np.asarray(observation[key], np.uint8) for key, ours in self._cameras.items()}
+        state = JointState(np.array(q), dq, float(opening) * self._spec.gripper_width_max, stamp_ns)
+        self._newest = state, images
 
 
 def units_of(robot: Any, spec: RobotSpec) -> JointUnits:

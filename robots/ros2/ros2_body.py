@@ -16,7 +16,12 @@ from volar.robots.spec import RobotSpec
 Image = NDArray[np.uint8]
 
 FRAMES: Final = 8  # kept of each camera, to find those of one moment
-STATES: Final = 100  # kept, to find the one of that moment: a second at 100 Hz
+STATES_NS: Final = 1_000_000_000  # kept of the joint states, to find the one of that moment
+MAX_STATES: Final = 1000  # kept at most: those of a second at 1 kHz
+APART_NS: Final = 100_000_000  # from the images to that joint state: the default of `joint_state_age_s`
+FINGERS_NS: Final = (
+    500_000_000  # the fingers may lag behind the arm: grippers' drivers are slow, their joints not unsafe
+)
 RESTART_NS: Final = 200_000_000  # messages overtake each other by less; what is older by more is of a clock set back
 
 
@@ -28,7 +33,8 @@ class Ros2Body:
     """`volar.robots.body.Body` fed by subscriptions, from any thread; `send` hands commands to `publish`.
 
     Stamps are on the loop's clock [ns]. `cameras`: name -> (width, height) of the policy. `sync_s`: how far apart the
-    cameras' images of one observation may be.
+    cameras' images of one observation may be. A joint state is as old as its oldest joint; fingers that lag behind the
+    arm for more than `FINGERS_NS` make it older, until it is `stale_joint_state`.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class Ros2Body:
         self._sync_ns = round(sync_s * 1e9)
         self._lock = threading.Lock()
         self._found: dict[str, tuple[float, float, int]] = {}  # joint -> position, velocity, stamp
-        self._states: deque[JointState] = deque(maxlen=STATES)
+        self._states: deque[JointState] = deque(maxlen=MAX_STATES)
         self._frames: dict[str, deque[tuple[int, Image]]] = {name: deque(maxlen=FRAMES) for name in cameras}
         self._taken: JointState | None = None
         self.problems: dict[str, str] = {}  # camera or topic -> what was wrong with its last message
@@ -76,12 +82,20 @@ class Ros2Body:
                 return
             arm = [self._found[name] for name in self._spec.joint_names]
             q, dq = np.array([joint[:2] for joint in arm]).T
-            width_m = self._spec.gripper_width(np.array([self._found[n][0] for n in self._spec.gripper_joint_names]))
-            state = JointState(q, dq, width_m, min(joint[2] for joint in arm))
+            fingers = [self._found[name] for name in self._spec.gripper_joint_names]
+            width_m = self._spec.gripper_width(np.array([joint[0] for joint in fingers]))
+            arm_ns, lagging_ns = min(joint[2] for joint in arm), min(joint[2] for joint in fingers) + FINGERS_NS
+            state = JointState(q, dq, width_m, min(arm_ns, lagging_ns))
             if self._states and state.stamp_ns < self._states[-1].stamp_ns - RESTART_NS:
                 self._states.clear()
             self._states.append(state)
-            self.problems.pop("joint_states", None)
+            while self._states[0].stamp_ns < state.stamp_ns - STATES_NS:
+                self._states.popleft()
+            if lagging_ns < arm_ns:
+                silent = ", ".join(self._spec.gripper_joint_names)
+                self.problems["joint_states"] = f"{silent}: silent for more than {FINGERS_NS / 1e9:g} s"
+            else:
+                self.problems.pop("joint_states", None)
 
     def on_image(self, camera: str, image: Image, stamp_ns: int) -> None:
         """A frame of the policy's size; one that is older than the newest is dropped, unless its clock was set back."""
@@ -108,7 +122,8 @@ class Ros2Body:
             return self._states[-1]
 
     def images(self) -> dict[str, Image]:
-        """The newest images of one moment. Raises `NotReady` where a camera has none, or they lie too far apart."""
+        """The newest images of one moment. Raises `NotReady` where a camera has none, or they, or the joint states that
+        there are, lie too far apart."""
         with self._lock:
             silent = [name for name, frames in self._frames.items() if not frames]
             if silent:
@@ -124,6 +139,11 @@ class Ros2Body:
             then_ns = min(stamps, default=0)
             if self._states:
                 nearest = min(self._states, key=lambda state: abs(state.stamp_ns - then_ns))
+                if stamps and (apart_ns := abs(nearest.stamp_ns - then_ns)) > APART_NS:
+                    raise NotReady(
+                        f"the joint state nearest to the images lies {apart_ns / 1e6:.0f} ms from them, of "
+                        f"{APART_NS / 1e6:.0f} allowed; are the camera's stamps those of the capture?"
+                    )
                 self._taken = replace(nearest, stamp_ns=then_ns) if stamps else self._states[-1]
             return {name: image for name, (_, image) in chosen.items()}
 

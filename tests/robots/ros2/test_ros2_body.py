@@ -50,6 +50,43 @@ def test_arm_and_gripper_may_come_apart_and_the_oldest_arm_joint_counts() -> Non
     assert robot.waits_for == ()
 
 
+def test_fingers_that_fall_silent_make_the_joint_state_old() -> None:
+    """They may be half a second behind the arm; then the loop finds them by the age of the whole."""
+    robot = body()
+    tell(robot, list(range(9)), 1_000 * MS)
+    for ms in range(1_010, 2_001, 10):
+        tell(robot, list(range(7)), ms * MS)
+        assert robot.joint_state().stamp_ns == min(ms, 1_500) * MS
+    assert robot.problems["joint_states"].startswith("fr3_finger_joint1, fr3_finger_joint2: silent")
+    tell(robot, [7, 8], 2_001 * MS)
+    assert robot.joint_state().stamp_ns == 2_000 * MS
+    assert robot.problems == {}
+
+
+@pytest.mark.parametrize("rate_hz", [100, 500, 1000])
+def test_a_late_image_finds_the_joints_of_its_moment_at_any_rate(rate_hz: int) -> None:
+    """Nearly a second late, behind whatever number of joint states."""
+    robot = body("front")
+    for i in range(2 * rate_hz):
+        robot.on_joint_state(list(NAMES), [float(i)] * 9, [], round(i * 1e9 / rate_hz))
+    then = round(1.1 * rate_hz)
+    robot.on_image("front", BLACK, round(then * 1e9 / rate_hz))
+    robot.images()
+    assert robot.taken().q[0] == then
+
+
+@pytest.mark.parametrize(("image_ms", "apart_ms"), [(880, 120), (2_000, 900)])
+def test_images_without_joints_of_their_moment_make_no_observation(image_ms: int, apart_ms: int) -> None:
+    robot = body("front")
+    for ms in range(1_000, 1_101, 10):
+        tell(robot, list(range(9)), ms * MS)
+    robot.on_image("front", BLACK, image_ms * MS)
+    with pytest.raises(NotReady, match=f"lies {apart_ms} ms from them"):
+        robot.images()
+    tell(robot, list(range(9)), image_ms * MS)
+    assert set(robot.images()) == {"front"}
+
+
 def test_a_message_that_is_cut_short_or_of_another_robot_changes_nothing() -> None:
     robot = body()
     tell(robot, list(range(9)), 1)
@@ -78,7 +115,7 @@ def test_images_are_of_one_moment_with_the_joints_of_that_moment() -> None:
 
 def test_images_that_lie_apart_make_no_observation() -> None:
     robot = body("front", "wrist", sync_s=0.02)
-    tell(robot, list(range(9)))
+    tell(robot, list(range(9)), 100 * MS)
     robot.on_image("front", BLACK, 100 * MS)
     robot.on_image("wrist", BLACK, 125 * MS)
     with pytest.raises(NotReady, match="25 ms apart, camera_sync_s allows 20"):
@@ -135,7 +172,8 @@ def test_what_is_chosen_lies_together_and_is_the_newest_that_the_slower_camera_a
         robot.on_image(camera, np.full((4, 4, 3), stamp_ms - 1000, np.uint8), stamp_ms * MS)
         if not kept[camera] or stamp_ms >= kept[camera][-1]:
             kept[camera].append(stamp_ms)
-    tell(robot, list(range(9)), 1000 * MS)
+    for stamp_ms in (1000, 1075, 1150):
+        tell(robot, list(range(9)), stamp_ms * MS)
     if not all(kept.values()):
         with pytest.raises(NotReady):
             robot.images()
