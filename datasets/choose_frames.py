@@ -71,8 +71,6 @@ def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"
         if controllers in files:
             base, name = files[controllers]
             own = base / path.lstrip("/")
-            limits = [
-                folder / name for folder in (own, *own.parents)
-            ]  # also a container's, whose own path is not there
+            limits = [folder / name for folder in (own, *own.parents)]  # in a container, `own` may not be there
             found += [int(text) for file in limits if file.is_file() and (text := file.read_text().strip()).isdigit()]
     return min(found)
