@@ -81,8 +81,8 @@ class Augmentation:
 def uniform(seed: int, places: NDArray[np.integer], *stream: int) -> NDArray[np.float64]:
     """[0, 1) for each place (B,), independent between seeds and streams.
 
-    The finalizer of SplitMix64 (Steele, Lea, Flood 2014), once for each number that goes in. The seed has a round of its
-    own: added to the places, it would make one seed's draws another's a few places later.
+    The finalizer of SplitMix64 (Steele, Lea, Flood 2014), once for each number that goes in. The seed has a round of
+    its own: added to the places, it would make one seed's draws another's a few places later.
     """
     z: NDArray[Any] = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
