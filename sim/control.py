@@ -134,7 +134,8 @@ def control(config: ControlConfig, ros_arguments: Sequence[str] = ()) -> dict[st
             if source.failure is not None:  # an episode without a policy is none
                 raise VolarError(f"the policy failed: {source.failure}")
             runs.append(run)
-            result = facts | summarize(runs, 1.0 / config.rate_hz) | {"policy_restarts": source.restarts}
+            about = {"policy_restarts": source.restarts, "policy_error": source.error}
+            result = facts | summarize(runs, 1.0 / config.rate_hz) | about
             write_durably(path, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
     print_summary(result)
     print(f"report: {path}")
