@@ -188,7 +188,7 @@ class ControllerNode(LifecycleNode):
         require(source.contract, spec)
         self._output = CommandOutput(self, spec, settings, self._note_problem)
         cameras = {camera.name: (camera.width, camera.height) for camera in source.contract.cameras}
-        self._body = Ros2Body(spec, cameras, self._output.send, settings.camera_sync_s)
+        self._body = Ros2Body(spec, cameras, self._output.send, settings.camera_sync_s, settings.joint_state_age_s)
         self._loop = ControlLoop.for_policy(
             self._body,
             Arm(spec),
@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        parameters.refuse_unknown(words)
+        parameters.refuse_unknown(words, likeness=parameters.MISTYPED)
         node = ControllerNode()
     except (ParameterException, UsageError) as error:
         print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)

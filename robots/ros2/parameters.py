@@ -1,5 +1,6 @@
 """The parameters of the controller node: what each means, its range, and what it is when nobody says."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 COMMAND_OUTPUTS: Final = ("joint_trajectory", "position")
 GRIPPER_OUTPUTS: Final = ("auto", "action", "topic")
 TRANSPORTS: Final = ("raw", "compressed")
+MISTYPED: Final = 0.8  # likeness of a slip: rate_hs to rate_hz 0.86, polcy to policy 0.91; robot_ip to robot 0.77
 OF_EVERY_NODE: Final = ("use_sim_time", "start_type_description_service")  # declared by rclpy itself
 _LIMITS = LoopLimits()
 
@@ -122,12 +124,16 @@ def given(words: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs if ":" not in name}
 
 
-def refuse_unknown(words: Sequence[str]) -> None:
-    """Raises `Unknown` for a `-p` that the node would never look at."""
+def refuse_unknown(words: Sequence[str], likeness: float = 0.0) -> None:
+    """Raises `Unknown` for a `-p` that the node would never look at and whose name is like a known one (0 to 1).
+
+    By default, whatever its name. A launch file's SetParameter is a `-p` of each of its nodes, whose ever it is.
+    """
     known = (*(item.name for item in fields(NodeSettings)), *OF_EVERY_NODE)
     for name in given(words):
         camera = name.startswith("cameras.") and name.endswith(".topic")
-        if not (camera or name in known or name.startswith("qos_overrides.")):
+        read = camera or name in known or name.startswith("qos_overrides.")
+        if not read and difflib.get_close_matches(name, known, n=1, cutoff=likeness):
             raise Unknown("parameter", name, (*known, "cameras.NAME.topic"))
 
 
@@ -139,20 +145,17 @@ def unread(node: "Node") -> list[str]:
 
 
 def camera_topic(node: "Node", camera: str, transport: str) -> str:
-    """Where a camera's images come from: `cameras.<name>.topic`, by default `<name>/image_raw[/compressed]`."""
+    """Where a camera's images come from: `cameras.<name>.topic`, by default `<name>/image_raw[/compressed]`.
+
+    Declared by the first call, so that it can be set after it; a default gives way to that of another transport.
+    """
     from rcl_interfaces.msg import ParameterDescriptor
 
-    name, default = _topic_of(camera), f"{camera}/image_raw" + ("/compressed" if transport == "compressed" else "")
+    name = f"cameras.{camera}.topic"
+    defaults = {"raw": f"{camera}/image_raw", "compressed": f"{camera}/image_raw/compressed"}
+    given = name in node._parameter_overrides  # rclpy has no other way to them
+    if not given and node.has_parameter(name) and node.get_parameter(name).value in defaults.values():
+        node.undeclare_parameter(name)
     if not node.has_parameter(name):
-        node.declare_parameter(name, default, ParameterDescriptor(description=f"images of camera {camera}"))
+        node.declare_parameter(name, defaults[transport], ParameterDescriptor(description=f"images of camera {camera}"))
     return str(node.get_parameter(name).value)
-
-
-def forget_camera(node: "Node", camera: str) -> None:
-    """Takes back what `camera_topic` declared."""
-    if node.has_parameter(_topic_of(camera)):
-        node.undeclare_parameter(_topic_of(camera))
-
-
-def _topic_of(camera: str) -> str:
-    return f"cameras.{camera}.topic"

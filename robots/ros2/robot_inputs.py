@@ -51,7 +51,6 @@ class RobotInputs:
     ) -> None:
         self._controller, self._node, self._body, self._clock = controller, node, body, clock
         self._subscriptions: list[Any] = []
-        self._cameras = tuple(cameras)
         self._hear(JointState, settings.joint_states_topic, self._on_joint_state, NEWEST)
         if isinstance(clock, SimulatedClock):
             self._hear(Clock, "/clock", lambda message: clock.advance(messages.stamp_ns(message.clock)), NEWEST)
@@ -64,8 +63,6 @@ class RobotInputs:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
-        for camera in self._cameras:  # its default is another with another transport, or another policy
-            parameters.forget_camera(self._controller, camera)
 
     def _hear(self, kind: Any, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
         resolved = self._controller.resolve_topic_name(topic)

@@ -18,10 +18,8 @@ Image = NDArray[np.uint8]
 FRAMES: Final = 8  # kept of each camera, to find those of one moment
 STATES_NS: Final = 1_000_000_000  # kept of the joint states, to find the one of that moment
 MAX_STATES: Final = 1000  # kept at most: those of a second at 1 kHz
-APART_NS: Final = 100_000_000  # from the images to that joint state: the default of `joint_state_age_s`
-FINGERS_NS: Final = (
-    500_000_000  # the fingers may lag behind the arm: grippers' drivers are slow, their joints not unsafe
-)
+APART_NS: Final = 100_000_000  # from the images to that joint state, or `joint_state_age_s` where that is longer
+FINGERS_NS: Final = 3_000_000_000  # they may lag behind the arm: there are drivers that tell them once a second
 RESTART_NS: Final = 200_000_000  # messages overtake each other by less; what is older by more is of a clock set back
 
 
@@ -33,8 +31,9 @@ class Ros2Body:
     """`volar.robots.body.Body` fed by subscriptions, from any thread; `send` hands commands to `publish`.
 
     Stamps are on the loop's clock [ns]. `cameras`: name -> (width, height) of the policy. `sync_s`: how far apart the
-    cameras' images of one observation may be. A joint state is as old as its oldest joint; fingers that lag behind the
-    arm for more than `FINGERS_NS` make it older, until it is `stale_joint_state`.
+    cameras' images of one observation may be; `age_s`: the loop's `joint_state_age_s`. A joint state is as old as its
+    oldest joint; fingers that lag behind the arm for more than `FINGERS_NS` make it older, until it is
+    `stale_joint_state`.
     """
 
     def __init__(
@@ -43,9 +42,10 @@ class Ros2Body:
         cameras: Mapping[str, tuple[int, int]],
         publish: Callable[[JointCommand], None],
         sync_s: float = 0.05,
+        age_s: float = 0.1,
     ) -> None:
         self._spec, self._publish = spec, publish
-        self._sync_ns = round(sync_s * 1e9)
+        self._sync_ns, self._apart_ns = round(sync_s * 1e9), max(APART_NS, round(age_s * 1e9))
         self._lock = threading.Lock()
         self._found: dict[str, tuple[float, float, int]] = {}  # joint -> position, velocity, stamp
         self._states: deque[JointState] = deque(maxlen=MAX_STATES)
@@ -139,10 +139,10 @@ class Ros2Body:
             then_ns = min(stamps, default=0)
             if self._states:
                 nearest = min(self._states, key=lambda state: abs(state.stamp_ns - then_ns))
-                if stamps and (apart_ns := abs(nearest.stamp_ns - then_ns)) > APART_NS:
+                if stamps and (apart_ns := abs(nearest.stamp_ns - then_ns)) > self._apart_ns:
                     raise NotReady(
                         f"the joint state nearest to the images lies {apart_ns / 1e6:.0f} ms from them, of "
-                        f"{APART_NS / 1e6:.0f} allowed; are the camera's stamps those of the capture?"
+                        f"{self._apart_ns / 1e6:.0f} allowed; are the camera's stamps those of the capture?"
                     )
                 self._taken = replace(nearest, stamp_ns=then_ns) if stamps else self._states[-1]
             return {name: image for name, (_, image) in chosen.items()}

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from volar.robots.fr3 import FR3
 from volar.robots.ros2.clocks import SimulatedClock, on_loop_clock
-from volar.robots.ros2.ros2_body import FRAMES, NotReady, Ros2Body
+from volar.robots.ros2.ros2_body import FINGERS_NS, FRAMES, NotReady, Ros2Body
 
 MS = 1_000_000
 NAMES = (*FR3.joint_names, *FR3.gripper_joint_names)
 BLACK = np.zeros((4, 4, 3), np.uint8)
 
 
-def body(*cameras: str, sync_s: float = 0.05) -> Ros2Body:
-    return Ros2Body(FR3, dict.fromkeys(cameras, (4, 4)), lambda command: None, sync_s)
+def body(*cameras: str, sync_s: float = 0.05, age_s: float = 0.1) -> Ros2Body:
+    return Ros2Body(FR3, dict.fromkeys(cameras, (4, 4)), lambda command: None, sync_s, age_s)
 
 
 def tell(robot: Ros2Body, order: list[int], stamp_ns: int = 0, extra: tuple[str, ...] = ()) -> None:
@@ -51,15 +51,16 @@ def test_arm_and_gripper_may_come_apart_and_the_oldest_arm_joint_counts() -> Non
 
 
 def test_fingers_that_fall_silent_make_the_joint_state_old() -> None:
-    """They may be half a second behind the arm; then the loop finds them by the age of the whole."""
-    robot = body()
+    """They may come once a second, and be lost once; then the loop finds them by the age of the whole."""
+    robot, lag_ms = body(), FINGERS_NS // MS
+    assert lag_ms > 2_000
     tell(robot, list(range(9)), 1_000 * MS)
-    for ms in range(1_010, 2_001, 10):
+    for ms in range(1_010, lag_ms + 2_001, 10):
         tell(robot, list(range(7)), ms * MS)
-        assert robot.joint_state().stamp_ns == min(ms, 1_500) * MS
+        assert robot.joint_state().stamp_ns == min(ms, lag_ms + 1_000) * MS
     assert robot.problems["joint_states"].startswith("fr3_finger_joint1, fr3_finger_joint2: silent")
-    tell(robot, [7, 8], 2_001 * MS)
-    assert robot.joint_state().stamp_ns == 2_000 * MS
+    tell(robot, [7, 8], lag_ms * MS + 2_001 * MS)
+    assert robot.joint_state().stamp_ns == lag_ms * MS + 2_000 * MS
     assert robot.problems == {}
 
 
@@ -81,10 +82,20 @@ def test_images_without_joints_of_their_moment_make_no_observation(image_ms: int
     for ms in range(1_000, 1_101, 10):
         tell(robot, list(range(9)), ms * MS)
     robot.on_image("front", BLACK, image_ms * MS)
-    with pytest.raises(NotReady, match=f"lies {apart_ms} ms from them"):
+    with pytest.raises(NotReady, match=f"lies {apart_ms} ms from them, of 100 allowed"):
         robot.images()
     tell(robot, list(range(9)), image_ms * MS)
     assert set(robot.images()) == {"front"}
+
+
+def test_slow_joint_states_that_are_not_too_old_make_observations() -> None:
+    robot = body("front", age_s=0.4)
+    tell(robot, list(range(9)), 1_000 * MS)
+    robot.on_image("front", BLACK, 1_390 * MS)
+    assert set(robot.images()) == {"front"}
+    robot.on_image("front", BLACK, 1_410 * MS)
+    with pytest.raises(NotReady, match="lies 410 ms from them, of 400 allowed"):
+        robot.images()
 
 
 def test_a_message_that_is_cut_short_or_of_another_robot_changes_nothing() -> None:
