@@ -34,7 +34,7 @@ class ControlThread:
 
     `started`: everything it waited for has come, and it ticks. `reason`: why the arm brakes or rests, None while it
     follows the policy. `error`: what ended it by itself, an empty string otherwise. `on_tick`: for each report.
-    `listeners`: who must hear the first command and does not yet.
+    `listeners`: who must hear the first command and does not yet. `ceased`: the loop ticks and sends no commands.
     `last_error`: the latest thing that a tick survived: what a camera, the body or the policy raised.
     """
 
@@ -50,7 +50,7 @@ class ControlThread:
         listeners: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self.loop, self.body, self.source, self.clock, self.recorder = loop, body, source, clock, recorder
-        self.started, self.real_time = False, False
+        self.started = self.real_time = self.ceased = False
         self.error = self.last_error = ""
         self.reason: str | None = None
         self.last_refused: str | None = None
@@ -73,12 +73,17 @@ class ControlThread:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def alive(self) -> bool:
+        """It waits, or ticks."""
+        return self._thread.is_alive()
+
     def order(self, name: str) -> tuple[bool, str]:
         """Calls a method of the loop before its next tick: whether that granted it, and its state then or why not.
 
         Before the first tick, `pause` and `stop` are kept for it. Others that no tick answers in time are withdrawn.
         """
-        if not self._thread.is_alive():
+        if self.error or not self.alive:
             return False, NOT_ACTIVE
         waits = not self.started
         if waits and name not in RESTING:
@@ -172,7 +177,7 @@ class ControlThread:
         self.last_refused = report.refused or self.last_refused
         if report.error is not None:
             self.last_error = f"{type(report.error).__name__}: {report.error}"
-        before, self.reason = self.reason, report.reason
+        before, self.reason, self.ceased = self.reason, report.reason, not report.sent
         if self.recorder is not None:
             self.recorder.add(report)
         if self._on_tick is not None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from volar.robots.ros2.control_thread import ControlThread
     from volar.robots.ros2.ros2_body import Ros2Body
 
+CEASED: Final = "ceased: the arm rests where it is, until it may move again"
 # What a driver, a camera or the network does wrong is an error; what ends by itself, a warning.
 _LEVELS: Final = {ls.RUNNING: DiagnosticStatus.OK, ls.PAUSED: DiagnosticStatus.OK, ls.HOLDING: DiagnosticStatus.WARN}
 
@@ -39,6 +40,7 @@ def figures(thread: "ControlThread") -> dict[str, str]:
         "reason": thread.reason or "",
         "instruction": loop.instruction,
         "ticks": str(thread.ticks),
+        "commands": CEASED if thread.ceased else "sent" if thread.ticks else "none yet",
         "last refused chunk": thread.last_refused or "",
         "last error": thread.last_error,
         "scheduling": "real-time" if thread.real_time else "normal",

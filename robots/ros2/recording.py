@@ -5,7 +5,8 @@ volar/observation/state      sensor_msgs/JointState   the state vector by name, 
 volar/chunk                  trajectory_msgs/JointTrajectory   the policy's raw answer, actions by name, stamped with
                                                                the observation it answers
 volar/command                trajectory_msgs/JointTrajectory   each command that was sent
-volar/tick                   std_msgs/String          JSON: state, reason, refusal, share of each limit, flags
+volar/tick                   std_msgs/String          JSON: state, reason, refusal, share of each limit, flags, whether
+                                                      the command was sent
 """
 
 import json
@@ -102,7 +103,9 @@ class Recorder:
 
     def _messages(self, report: TickReport) -> list[tuple[str, Any]]:
         make, epoch_ns = self._make, self._epoch_ns
-        found = [("command", self._command(report)), ("tick", make("std_msgs/msg/String", data=self._tick(report)))]
+        found = [("tick", make("std_msgs/msg/String", data=self._tick(report)))]
+        if report.sent:
+            found.append(("command", self._command(report)))
         if (seen := report.observation) is not None:
             stamp_ns = seen.stamp_ns + epoch_ns
             found += [(f"observation/{camera}", make.image(stamp_ns, image)) for camera, image in seen.images.items()]
@@ -125,6 +128,7 @@ class Recorder:
                 "reason": report.reason,
                 "refused": report.refused,
                 "denied": report.denied,
+                "sent": report.sent,
                 "gripper_width_m": report.command.gripper_width_m,
                 "limits": {name: round(share, 4) for name, share in use.items()},
                 "near": [name for name, share in use.items() if share > NEAR],

@@ -58,7 +58,7 @@ def stage(network: SimpleNamespace, artifact_path: Path) -> Iterator[Callable[..
             name = values.pop("name", "volar_controller")
             body = network.module.ExactArm(client, **(arm or {}))
             stack.callback(body.close)
-            values = {"policy": artifact_path, "instruction": "lift the red block"} | values
+            values = {"policy": artifact_path, "instruction": "lift the red block", "gripper_output": "topic"} | values
             controller = network.module.Controller(client, network.domain, *arguments, name=name, **values)
             stack.callback(controller.close)
             return body, controller

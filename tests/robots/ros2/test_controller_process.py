@@ -30,10 +30,19 @@ PERIOD_NS = 10_000_000
 PATIENT = {"joint_state_age_s": "2.0", "camera_age_s": "5.0", "clock_jump_s": "5.0"}
 
 
-def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -> None:
-    """What was recorded is what was sent, and the policy saw the pictures that the cameras took."""
+def recorded(folder: Path) -> dict[str, list[Any]]:
+    """Topic -> (time [ns], message) of each message."""
     from rosbags.highlevel import AnyReader
 
+    heard: dict[str, list[Any]] = {}
+    with AnyReader([folder]) as reader:
+        for connection, time_ns, data in reader.messages():
+            heard.setdefault(connection.topic, []).append((time_ns, reader.deserialize(data, connection.msgtype)))
+    return heard
+
+
+def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -> None:
+    """What was recorded is what was sent, and the policy saw the pictures that the cameras took."""
     folder = tmp_path / "recording"
     arm, controller = stage(autostart="true", record=folder, **PATIENT)
     arm.run()
@@ -41,16 +50,14 @@ def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -
     controller.until(lambda: len(arm.commands) > 60)
     assert controller.terminate(signal.SIGTERM) == 0, controller.log
     assert not arm.commands[-1].dq.any()
-    heard: dict[str, list[Any]] = {}
-    with AnyReader([folder]) as reader:
-        for connection, time_ns, data in reader.messages():
-            heard.setdefault(connection.topic, []).append((time_ns, reader.deserialize(data, connection.msgtype)))
+    heard = recorded(folder)
     sent = [np.array(message.points[0].positions) for message in arm.messages]
     kept = [message.points[0].positions for _, message in heard["/volar/command"]]
     assert len(kept) >= len(sent)  # the first ones may go out before the arm is found
     np.testing.assert_array_equal(kept[-len(sent) :], sent)
     ticks = [json.loads(message.data) for _, message in heard["/volar/tick"]]
     assert len(ticks) == len(kept)
+    assert all(tick["sent"] for tick in ticks)
     assert {tick["reason"] for tick in ticks} & LATCHING == {STOP_REQUESTED}  # it braked from following the policy
     assert ticks[-1]["reason"] == STOP_REQUESTED
     assert all(0.0 <= tick["limits"][name] <= 1.0 + 1e-6 for tick in ticks for name in ("velocity", "acceleration"))
@@ -64,6 +71,23 @@ def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -
         assert abs(now_ns - time_ns) < 100e9  # beside other recordings, not at the machine's start
     margins = arm.margins()
     assert min(margins.velocity, margins.acceleration, margins.jerk) > -1e-6
+
+
+def test_a_command_that_was_not_sent_is_not_recorded(stage: Stage, tmp_path: Path) -> None:
+    """Nobody knows where the arm is: it rests in a stop, and commands cease."""
+    folder = tmp_path / "recording"
+    arm, controller = stage(autostart="true", record=folder, **PATIENT | {"joint_state_age_s": "0.5"})
+    arm.run()
+    controller.until(lambda: arm.moving)
+    arm.states = False
+    controller.until(lambda: controller.values.get("commands", "").startswith("ceased"))
+    assert controller.terminate(signal.SIGTERM) == 0, controller.log
+    heard = recorded(folder)
+    ticks = [json.loads(message.data) for _, message in heard["/volar/tick"]]
+    sent = [tick["sent"] for tick in ticks]
+    assert sent.count(True) == len(heard["/volar/command"]) < len(ticks)
+    assert not sent[-1]
+    assert {tick["state"] for tick in ticks if not tick["sent"]} == {"stopped"}
 
 
 def test_simulated_time(stage: Stage) -> None:
@@ -97,7 +121,7 @@ def test_simulated_time(stage: Stage) -> None:
 
 def test_an_order_that_no_tick_answered_is_not_carried_out_later(stage: Stage) -> None:
     """While simulated time stands still: going on is withdrawn, and a stop holds from the next tick."""
-    arm, controller = stage(arm={"sim_time": True}, use_sim_time="true")
+    arm, controller = stage(arm={"sim_time": True}, use_sim_time="true", **PATIENT)
     assert controller.transition("configure")
     assert controller.transition("activate")
 
@@ -162,15 +186,29 @@ def test_what_a_file_says_in_vain_is_logged(stage: Stage, tmp_path: Path) -> Non
 
 
 def test_another_transport_after_a_cleanup(stage: Stage) -> None:
-    """The default topics are those of the transport, each time the node is configured."""
+    """The default topics are those of the transport, each time the node is configured; a topic that was set stays."""
     arm, controller = stage(arm={"compressed": True}, **PATIENT)
     arm.run()
     assert controller.transition("configure")
     assert controller.transition("cleanup")
     assert controller.set_text("image_transport", "compressed").successful
-    assert controller.transition("configure")
-    assert controller.transition("activate")
+    assert controller.set_text("cameras.wrist.topic", "elsewhere").successful
+    for topic in ("elsewhere", "wrist/image_raw/compressed"):
+        assert controller.transition("configure")
+        assert controller.transition("activate")
+        if topic == "elsewhere":
+            controller.until(lambda: controller.values.get("waits for") == "camera wrist")
+            assert controller.transition("deactivate")
+            assert controller.transition("cleanup")
+            assert controller.set_text("cameras.wrist.topic", "wrist/image_raw/compressed").successful
     controller.until(lambda: arm.moving)
+
+
+def test_a_setting_of_all_nodes_is_no_typing_error(stage: Stage) -> None:
+    """A launch file's SetParameter comes as a bare -p."""
+    _, controller = stage(arguments=["-p", "robot_ip:=172.16.0.2"])
+    assert controller.transition("configure")
+    controller.until(lambda: "not read: unknown parameter 'robot_ip'" in controller.log)
 
 
 def test_a_subscriber_that_cannot_hear_is_named(stage: Stage, network: Any) -> None:
