@@ -172,8 +172,8 @@ class _GripperAction:
 def _gripper_by_action(spec: RobotSpec, settings: NodeSettings) -> bool:
     from importlib.util import find_spec
 
-    asked = settings.gripper_output == "action" or settings.gripper_action != ""
-    if asked and not spec.gripper_action:
+    named = settings.gripper_output == "auto" and settings.gripper_action != ""
+    if (named or settings.gripper_output == "action") and not spec.gripper_action:
         raise VolarError(
             f"gripper_output={settings.gripper_output} gripper_action={settings.gripper_action!r}: the usual driver of "
             f"{spec.name}'s gripper takes an angle of its knuckle, where goals here are the way of a finger; use "
