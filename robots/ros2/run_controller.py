@@ -100,7 +100,7 @@ class _Watch:
         self._run = RobotRun(thread.source.contract.sha256)
         spec = thread.body.spec
         self._before: JointCommand | None = None
-        self._spec, self._said, self._waited = spec, "", ""
+        self._spec, self._said, self._waited = spec, "", ", ".join(thread.waits_for)
         self._failure: str | None = None
 
     def over(self, duration_s: float | None) -> bool:
@@ -117,15 +117,16 @@ class _Watch:
                 self._add(self._reports.get_nowait())
             except Empty:
                 break
-        if not run.ticks_ns:
+        run.real_time |= thread.real_time
+        if run.ticks_ns:
+            state = thread.loop.mode.state
+            if state != HOLDING:  # which comes and goes between chunks, and is counted
+                self._say(f"{state}: {thread.reason}" if thread.reason and state != RUNNING else state)
+        elif thread.alive:  # once it was left, what had come grows old
             waits_for = thread.waits_for
             self._waited = ", ".join(waits_for)
-        run.real_time |= thread.real_time
-        if not run.ticks_ns:
             kinds = ", ".join(item.partition(": ")[0] for item in waits_for)  # the speed of a moving arm is no news
             self._say(f"waits for {self._waited or 'the first tick'}", f"waits for {kinds}")
-        elif (state := thread.loop.mode.state) != HOLDING:  # which comes and goes between chunks, and is counted
-            self._say(f"{state}: {thread.reason}" if thread.reason and state != RUNNING else state)
 
     def result(self) -> RobotRun:
         """Raises `VolarError` where nothing was sent, or it ended by a failure."""
@@ -134,7 +135,8 @@ class _Watch:
         if self._failure is not None:
             raise VolarError(f"the policy failed: {self._failure}")
         if not self._run.ticks_ns:
-            raise VolarError(f"nothing was sent: the node waited for {self._waited}; does the robot's driver run?")
+            waited = self._waited or "the first tick"
+            raise VolarError(f"nothing was sent: the node waited for {waited}; does the robot's driver run?")
         return self._run
 
     def _add(self, report: TickReport) -> None:

@@ -82,6 +82,19 @@ def test_without_a_robot_it_says_what_it_waited_for(verb: Any, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_what_it_waited_for_is_what_was_missing_before_it_was_left(network: Any, verb: Any) -> None:
+    with network.client() as client:
+        arm = network.module.ExactArm(client)
+        arm.run()
+        process = verb("--ros-args", "-p", "trajectory_topic:=/nobody", *PATIENT)
+        assert any(line == "waits for a subscriber of /nobody\n" for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        arm.close()
+    assert process.returncode == 1
+    assert "the node waited for a subscriber of /nobody; does" in error
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
