@@ -20,7 +20,8 @@ pytestmark = pytest.mark.real_time
 Stage = Callable[..., tuple[Any, Any]]
 PERIODS = 30
 PIXELS = 16  # of the artifact
-PATIENT = {"joint_state_age_s": "2.0", "camera_age_s": "5.0"}  # where it is not the deadlines that are tested
+# Where it is not the deadlines that are tested.
+PATIENT = {"joint_state_age_s": "2.0", "camera_age_s": "5.0", "clock_jump_s": "5.0"}
 
 
 def pass_by(arm: Any, controller: Any, periods: int = PERIODS) -> None:
@@ -145,6 +146,8 @@ def test_faults_of_the_senses(stage: Stage) -> None:
         controller.until(lambda fault=fault: controller.status.status[0].message == f"stopped: {fault}")
         assert controller.status.status[0].level == DiagnosticStatus.ERROR
         controller.until(lambda fault=fault: controller.trigger("recover").message == fault)  # not while it lasts
+        told = "sent" if sense == "images" else "ceased: the arm rests where it is, until it may move again"
+        controller.until(lambda told=told: controller.values["commands"] == told)
         rested = len(arm.commands)
         pass_by(arm, controller)
         assert all((command.q == arm.q).all() for command in arm.commands[rested:])
@@ -210,7 +213,7 @@ def test_an_arm_that_was_told_nothing_does_not_move(stage: Stage) -> None:
 @pytest.mark.parametrize(("order", "then"), [("stop", "stopped: stop_requested"), ("pause", "paused: pause_requested")])
 def test_an_order_to_rest_is_kept_while_the_node_waits(stage: Stage, order: str, then: str) -> None:
     """What it waited for comes, and the arm stays where it is, until it is told to go on."""
-    arm, controller = stage(instruction="")
+    arm, controller = stage(instruction="", **PATIENT)
     arm.run()
     assert controller.transition("configure")
     assert controller.transition("activate")
