@@ -162,6 +162,7 @@ class ControllerProcess:
         self.said, self.active = "nothing", False
         robot, _, asset = robot.partition("+")
         values = {"policy": policy, "robot": robot, "asset": asset, "use_sim_time": "true", "instruction": "wait"}
+        values["gripper_output"] = "topic"  # the twin has no action
         arguments = [word for key, value in values.items() if value for word in ("-p", f"{key}:={value}")]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the process
         self._process = subprocess.Popen(
