@@ -51,7 +51,8 @@ class Trajectory:
     (N, E, A); `rewards` (N,) of the steps that each decision lasted, discounted to its beginning; `steps` (N,) their
     number; `last` (P,): what the critic sees at the end. `terminated`: it ended by itself, and not by the clock: with
     success, or what a `Judge` took for it. `success`: what was asked for was true after some step. `points` (N, 3, 5):
-    labels of pointing. `valid`: False for an episode that could not be run, without decisions, and `error` says why."""
+    labels of pointing. `valid`: False for an episode that could not be run, without decisions, and `error` says why;
+    `broken`: it had begun, which counts against the policy."""
 
     job: Job
     inputs: Mapping[str, Array]
@@ -64,6 +65,7 @@ class Trajectory:
     terminated: bool
     valid: bool = True
     error: str = ""
+    broken: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -160,17 +162,20 @@ class EpisodeRunner:
 
     def run(self, job: Job) -> Trajectory:
         """One episode; one that fails (no layout, diverged physics, no way for the arm) comes back as not valid."""
+        self._world(job.task)
         try:
             return self._run(job)
-        except (ContractError, RenderingUnavailable):  # no episode could be run
+        except (ContractError, RenderingUnavailable, MemoryError):  # not this episode's
             raise
-        except (NoLayout, SimulationDiverged) as error:
+        except NoLayout as error:
             return failed(job, str(error))
+        except SimulationDiverged as error:
+            return failed(job, str(error), broken=True)
         except Exception as error:
             world, _ = self._worlds.pop(job.task, (None, None))  # in whatever state that left it
             if world is not None:
                 world.close()
-            return failed(job, f"{type(error).__name__}: {error}")
+            return failed(job, f"{type(error).__name__}: {error}", broken=True)
 
     def close(self) -> None:
         """Frees the renderers."""
@@ -237,10 +242,10 @@ class EpisodeRunner:
         return self._worlds[task]
 
 
-def failed(job: Job, error: str) -> Trajectory:
-    """An episode that could not be run."""
+def failed(job: Job, error: str, broken: bool = False) -> Trajectory:
+    """An episode that could not be run, or not to its end."""
     empty = np.zeros(0, np.float32)
-    return Trajectory(job, {}, empty, empty, empty, empty, empty, False, True, valid=False, error=error)
+    return Trajectory(job, {}, empty, empty, empty, empty, empty, False, True, False, error, broken)
 
 
 def per_decision(earned: Sequence[float], decided_at: Sequence[int], gamma: float) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ Scenes and everything that is tried out follow from the run's seed and the updat
 resumed run goes on exactly.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from volar.datasets.durable_file import write_durably
 from volar.rl.auxiliaries import Imitation, Pointing
 from volar.rl.episodes import Job, Setting, Trajectory
 from volar.rl.exploration import Exploration
@@ -48,7 +50,7 @@ class FinetuningRun:
     """Everything that changes; `updates` and `elapsed_s` say how far it is, `precision` (`no` or `bf16`) how the trunk
     learns. The policy it began with, which is also the
     reference, lies in `output/cloned`. `best_success`: of the held-out evaluations so far, of which the last was after
-    update `evaluated`. `trouble`: what the newest episodes that could not be run say, or an empty string."""
+    update `evaluated`. `trouble`: what the newest episode that could not be run says, or an empty string."""
 
     def __init__(self, config: "FinetuneConfig", precision: str) -> None:
         torch.manual_seed(config.seed)  # the critic's initial weights
@@ -166,7 +168,8 @@ class FinetuningRun:
         import time
 
         started = time.monotonic()
-        trajectories, invalid = self._run(rollouts, self.jobs(), progress)
+        tried = self._run(rollouts, self.jobs(), progress)
+        trajectories = [t for t in tried if t.valid]
         collected_s = time.monotonic() - started
         notes = self._learn(trajectories)
         self.divergence = notes.get("kl_reference", self.divergence)
@@ -178,7 +181,7 @@ class FinetuningRun:
         return {
             "success": float(np.mean([t.success for t in trajectories])),
             "episodes": len(trajectories),
-            "invalid": invalid,
+            "invalid": len(tried) - len(trajectories),
             "env_steps_per_s": steps / collected_s,
             "rollout_s": collected_s,
             "update_s": time.monotonic() - started - collected_s,
@@ -198,7 +201,7 @@ class FinetuningRun:
 
     def evaluate(self, rollouts: Rollouts, progress: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Held-out success of each task and `held_out` of all; keeps the policy when it is the best so far."""
-        found, _ = self._run(rollouts, self.held_out(), progress)
+        found = [t for t in self._run(rollouts, self.held_out(), progress) if t.valid or t.broken]
         by_task = {task: [t.success for t in found if t.job.task == task] for task in self.setting.tasks}
         rates = {f"held_out/{task}": float(np.mean(own)) for task, own in by_task.items() if own}
         self.last_success = float(np.mean([t.success for t in found]))
@@ -213,25 +216,27 @@ class FinetuningRun:
         self.evaluated = self.updates
         return {"held_out": self.last_success, **rates}
 
-    def _run(self, rollouts: Rollouts, jobs: list[Job], progress: Callable[[], None]) -> tuple[list[Trajectory], int]:
-        """The episodes that could be run, and how many could not. Raises `VolarError` when none could."""
+    def _run(self, rollouts: Rollouts, jobs: list[Job], progress: Callable[[], None]) -> list[Trajectory]:
+        """With the policy as it is; `trouble` says what could not be run. Raises `VolarError` when nothing could."""
         rollouts.broadcast(encode_weights(self.policy.vla, trained_names(self.policy.vla)))
         trajectories = rollouts.run(jobs, progress)
-        found, errors = [t for t in trajectories if t.valid], [t.error for t in trajectories if not t.valid]
-        self.trouble = f"{len(errors)} of {len(jobs)} episodes could not be run: {errors[0]}" if errors else ""
-        if not found:
+        errors = [t.error for t in trajectories if not t.valid]
+        if errors:
+            self.trouble = f"{len(errors)} of {len(jobs)} episodes could not be run: {errors[0]}"
+        if len(errors) == len(jobs):
             raise VolarError(f"after update {self.updates}, {self.trouble}")
-        return found, len(errors)
+        return trajectories
 
     def save(self) -> None:
-        """Writes a checkpoint, once for each update."""
+        """Writes a checkpoint, once for each update; what an evaluation has added since is written into it."""
         root = self.config.output / "checkpoints"
+        progress: dict[str, Any] = {key: getattr(self, key) for key in (*_KEPT, "precision")}
         if (root / "last").resolve().name == f"{self.updates:06d}":
+            write_durably(root / "last" / "training_state" / "progress.json", json.dumps(progress).encode())
             return
         temporary = root / ".writing"
         shutil.rmtree(temporary, ignore_errors=True)
         save_policy(temporary / "pretrained_model", self.policy.vla, self.contract, self.tokenizer)
-        progress: dict[str, Any] = {key: getattr(self, key) for key in (*_KEPT, "precision")}
         save_training_state(temporary / "training_state", self.policy, self.learner.optimizer, progress)
         publish(root, self.updates, temporary, self.config.keep)
 

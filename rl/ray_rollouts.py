@@ -17,7 +17,7 @@ class RayRollouts:
     """`workers` actors of one CPU each. Connects to the cluster of `address` (`auto`: a running one), or with None
     starts Ray on this machine, which it ends again. The policy's folder must be readable where actors run.
 
-    Raises `VolarError` when Ray is not installed, or has fewer free CPUs than `workers`.
+    Raises `VolarError` when Ray is not installed, or has fewer CPUs than `workers`.
     """
 
     def __init__(self, setup: WorkerSetup, workers: int, address: str | None = None) -> None:
@@ -36,13 +36,12 @@ class RayRollouts:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        free = int(resources.get("CPU", 0))
-        if free < workers:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus = int(resources.get("CPU", 0))
+        if cpus < workers:
             self._end()
-            raise VolarError(
-                f"workers={workers} need a CPU each, of which the Ray cluster has {free} free: workers={free}"
-            )
+            have = f"workers={workers} need a CPU each, of which the Ray cluster has {cpus}"
+            raise VolarError(f"{have}; give fewer workers=")
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(RolloutWorker)
         self.deaths = 0
         self.pool: list[Any] = [self._actor.remote(setup) for _ in range(workers)]

@@ -7,6 +7,7 @@ Those to measure on are the policy's alone, as it practises, and go on until the
 """
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -124,7 +125,10 @@ class Labeller:
         if wanted.split == TRAINING and wanted.number % 2:
             valid = self._demonstrate(wanted.task, seed)
         else:
-            valid = self._runner.run(Job(wanted.task, seed, noise_seed=seed)).valid
+            ran = self._runner.run(Job(wanted.task, seed, noise_seed=seed))
+            if ran.broken:
+                print(f"seed {seed} of {wanted.task} is left out, it broke: {ran.error}", file=sys.stderr, flush=True)
+            valid = ran.valid
         count = len(recorder.looks) if valid else 0
         if not count:
             nothing = np.zeros((2, 0, self._network.mean.numel()), np.float32)

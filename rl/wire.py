@@ -29,7 +29,7 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
 
     arrays: dict[str, NDArray[Any]] = {name: getattr(trajectory, name) for name in _ARRAYS}
     arrays |= {_INPUT + name: value for name, value in trajectory.inputs.items()}
-    flags = {name: getattr(trajectory, name) for name in ("success", "terminated", "valid", "error")}
+    flags = {name: getattr(trajectory, name) for name in ("success", "terminated", "valid", "error", "broken")}
     facts = json.dumps({"job": asdict(trajectory.job), **flags})
     return save({name: np.ascontiguousarray(value) for name, value in arrays.items()}, {"facts": facts})
 

@@ -23,7 +23,7 @@ from volar.robots.kinematics import Arm, Pose
 from volar.robots.loop_state import LoopState, State
 from volar.robots.rolling_percentile import RollingPercentile
 from volar.robots.safety import SafetyFilter
-from volar.robots.watchdogs import HELD_RAD, LoopLimits, Resting, Watchdogs, moving, require_start
+from volar.robots.watchdogs import MOVED_RAD, LoopLimits, Resting, Watchdogs, moving, require_start
 
 Vector = NDArray[np.float64]
 
@@ -258,7 +258,7 @@ class ControlLoop:
     def _go_on_from(self, state: JointState) -> None:
         """After commands had ceased: from where the arm is, unless it is where it was told to be. The hand stays as it
         was told, so that it does not let go."""
-        if np.abs(state.q - self._safety.q).max() > HELD_RAD:
+        if np.abs(state.q - self._safety.q).max() > MOVED_RAD:
             self._safety.reset(state.q, self._safety.gripper_width_m)
             self._follower.target = self._safety.pose
 

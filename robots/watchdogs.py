@@ -28,7 +28,8 @@ Image = NDArray[np.uint8]
 # 4096 counts between two readings at 100 Hz shows 0.15 rad/s, 3.3 % of its limit.
 REST_SHARE: Final = 0.05
 MOVED_RAD: Final = 0.05  # a resting arm that is that far from where it came to rest was moved: it gives way less
-HELD_RAD: Final = 0.01  # a position-controlled arm is that near to what it was told last; see `LoopLimits.tracking_rad`
+SETTLED_RAD: Final = 0.01  # an arm that stays this near to a place for `SETTLED_NS` has come to rest: servos lag behind
+SETTLED_NS: Final = 500_000_000
 
 
 class CannotStart(VolarError):
@@ -158,7 +159,8 @@ class Resting:
     """Whether an arm that rests in a stop is still told where to. `ceased`: no more, until it may move again.
 
     Told so, an arm that was moved meanwhile, by hand or by another program, would jump back as soon as its driver
-    follows again. Commands cease where nobody knows where it is, and when it was moved; drivers hold without them.
+    follows again. Commands cease where nobody knows where it is, where it is not where it was told to be (a protective
+    stop halts it on its way), and when it was moved; drivers hold without them.
     """
 
     def __init__(self) -> None:
@@ -168,12 +170,16 @@ class Resting:
         """It is not stopped, or no more."""
         self.ceased = False
         self._q: Vector | None = None
+        self._since_ns = 0
 
     def look(self, state: JointState, fault: str | None) -> None:
         """Once a tick while it rests in a stop; `fault`: what is wrong now."""
-        if fault in (STALE_JOINT_STATE, INVALID_JOINT_STATE):
+        if fault in (STALE_JOINT_STATE, INVALID_JOINT_STATE, TRACKING_ERROR):
             self.ceased = True
-        elif self._q is None:
-            self._q = state.q.copy()
-        elif np.abs(state.q - self._q).max() > MOVED_RAD:
+            return
+        apart = np.inf if self._q is None else np.abs(state.q - self._q).max()
+        settled = state.stamp_ns - self._since_ns > SETTLED_NS
+        if apart > SETTLED_RAD and not (settled and self._q is not None):
+            self._q, self._since_ns = state.q.copy(), state.stamp_ns
+        elif apart > MOVED_RAD:
             self.ceased = True

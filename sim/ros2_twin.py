@@ -81,7 +81,7 @@ class Twin:
 
     def begin_period(self) -> None:
         """Publishes joint states, images when they are due, and then the clock."""
-        while (seed := self._asked_seed) is not None:
+        if (seed := self._asked_seed) is not None:
             self._asked_seed = None
             try:
                 self.world.reset(seed)
@@ -100,7 +100,8 @@ class Twin:
     def skip_scene(self, seed: int, error: VolarError) -> None:
         """That scene cannot be, or go on: ~/state says so, and the next seed's comes with the next period."""
         self._note_problem(_SCENE, f"{error}; seed {seed + 1} is next")
-        self._asked_seed = seed + 1
+        if self._asked_seed is None:
+            self._asked_seed = seed + 1
 
     def await_command(self, timeout_s: float = COMMAND_S) -> bool:
         """Simulated time can wait: until the command of this period has come. False where it has not."""

@@ -21,7 +21,7 @@ from volar.robots.policies import read_contract
 from volar.robots.real_time import Pacer
 from volar.sim.closed_loop import ClosedLoop, NothingRuns, RunningEpisode
 from volar.sim.conditions import told
-from volar.sim.ros2_twin import PERIOD_NS, Twin
+from volar.sim.ros2_twin import COMMAND_S, PERIOD_NS, Twin
 
 BRAKING_S: Final = 0.05  # how long the physics waits for the commands of a controller that is told to stop
 READY_S: Final = 30.0  # for the controller to be found and to answer
@@ -77,7 +77,8 @@ class Ros2ClosedLoop(ClosedLoop):
         twin = self._twin
         self._pacer.wait()
         twin.begin_period()
-        came = twin.await_command()
+        stopped = self._controller.said.startswith("stopped")  # then commands may have ceased
+        came = twin.await_command(0.0 if stopped else COMMAND_S) or stopped
         if not came and not self._controller.alive:
             raise self._lost(f"ended: {self._controller.error}")
         reason = STARVED if not came else f"reflex: {twin.reflex_reason}" if twin.reflex_reason else None

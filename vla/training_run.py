@@ -90,7 +90,9 @@ class TrainingRun:
         contract = with_prompt(contract, model.config.backbone)
         progress = load_progress(last / "training_state")
         training = TrainingRun(config, processes, model, contract, tokenizer, data, progress["precision"])
-        was, now = (progress.get("data", training.data_facts), training.data_facts)  # older runs do not say
+        was, now = progress.get("data"), dict[str, Any](training.data_facts)
+        if was is None:  # a run of before: frames alone
+            was, now = {"frames": progress["frames"]}, {"frames": [part.frames for part in training.parts]}
         changed = [
             f"{name}: {was.get(name)}, now {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)
         ]

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,24 +103,29 @@ def updates_of(output: Path) -> list[int]:
     return [json.loads(line)["update"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_that_is_told_to_stop_goes_on_exactly(run: Path, policy_folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "finetuned"
+def test_a_run_that_is_told_to_stop_goes_on_exactly(
+    run: Path, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an update: it is finished and saved, its evaluation is left, and made up for."""
+    output, update = tmp_path / "finetuned", FinetuningRun.update
 
-    def stop_in_the_second_update() -> None:
-        log = output / "metrics.jsonl"
-        while not (log.is_file() and len(log.read_text().splitlines()) == 2):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def told_in_the_second(self: FinetuningRun, *args: object) -> dict[str, float]:
+        if self.updates == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, *args)  # type: ignore[arg-type]
 
-    threading.Thread(target=stop_in_the_second_update).start()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(config(policy_folder, output, 3, save_every=100))
-    stopped = load_progress(output / "checkpoints" / "last" / "training_state")
-    assert stopped["updates"] in (1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuningRun, "update", told_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config(policy_folder, output, 3, save_every=100))
+    state = output / "checkpoints" / "last" / "training_state"
+    assert [load_progress(state)[key] for key in ("updates", "evaluated")] == [2, 1]
     finetune(config(policy_folder, output, 3, save_every=100, resume=True))
     assert all(torch.equal(a, weights(run)[name]) for name, a in weights(output).items())
-    assert sorted(set(updates_of(output))) == [0, 1, 2, 3]
-    assert load_progress(output / "checkpoints" / "last" / "training_state")["best_success"] >= 0
+    assert updates_of(output) == [0, 1, 2, 2, 3]
+    assert [load_progress(state)[key] for key in ("updates", "evaluated")] == [3, 3]
+    finetune(config(policy_folder, output, 3, resume=True))  # nothing is left to do
+    assert updates_of(output) == [0, 1, 2, 2, 3]
 
 
 def test_grpo_resumes(policy_folder: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_an_episode_that_fails_says_why_and_harms_no_other(local: RolloutWorker,
     found = local.runner.run(Job("reach", -1))
     assert not found.valid
     assert "ValueError" in found.error
+    assert found.broken  # which counts as no success where policies are compared
     assert decode_trajectory(encode_trajectory(found)).error == found.error
     assert local.run(encode_jobs(JOBS[:1])) == wanted[0]
 
@@ -140,7 +141,7 @@ def test_ray_says_what_does_not_fit(setup: WorkerSetup, tmp_path: Path) -> None:
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        with pytest.raises(VolarError, match=r"workers=2 need a CPU each, .* 1 free"):
+        with pytest.raises(VolarError, match=r"workers=2 need a CPU each, .* has 1; give fewer"):
             RayRollouts(setup, 2)
         with (
             RayRollouts(replace(setup, policy=tmp_path / "elsewhere"), 1) as rollouts,

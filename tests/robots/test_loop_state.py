@@ -205,22 +205,38 @@ def test_an_arm_that_is_where_it_was_told_to_be_goes_on_from_there(bench: Bench)
     follows_from(bench, told)
 
 
-def test_an_arm_that_is_held_elsewhere_is_told_where_to_rest(arm: Arm) -> None:
-    """Jammed: it stops for that, and stays where it is, so that nobody has moved it."""
+def test_an_arm_that_is_held_elsewhere_is_not_told_to_come(arm: Arm) -> None:
+    """Halted by its driver or jammed: what it was told last, it would do at once when its driver follows again."""
 
-    class Jammed(Bench):
-        jam_rad = 0.0
+    class Held(Bench):
+        held_rad = 0.0
 
         def joint_state(self) -> JointState:
             state = super().joint_state()
-            return replace(state, q=state.q + self.jam_rad)
+            return replace(state, q=state.q + self.held_rad)
 
-    bench = Jammed(arm)
+    bench = Held(arm)
     bench.run(30)
-    bench.jam_rad = 0.31
+    bench.held_rad = 0.31
     reports = bench.run(100)
-    assert {(r.mode, r.reason, r.sent) for r in reports} == {(ls.STOPPED, ls.TRACKING_ERROR, True)}
-    assert not reports[-1].command.dq.any()
+    assert {(r.mode, r.reason) for r in reports} == {(ls.STOPPED, ls.TRACKING_ERROR)}
+    still = next(i for i, r in enumerate(reports) if not r.sent)
+    assert not reports[still - 1].command.dq.any()  # braked first
+    assert not any(r.sent for r in reports[still:])
+
+
+def test_an_arm_that_comes_to_rest_after_its_command_was_not_moved(bench: Bench) -> None:
+    """A servo that lags: it is still on its way when the command rests, and ends where it was told."""
+    bench.run(30)
+    bench.loop.stop()
+    bench.run(20)
+    at_rest = bench.measured
+    for behind in np.linspace(0.2, 0.0, 20):
+        bench.measured = replace(at_rest, q=at_rest.q - behind)
+        assert all(r.sent for r in bench.run(1))
+    assert all(r.sent for r in bench.run(100))
+    bench.measured = replace(at_rest, q=at_rest.q + 0.06)
+    assert not any(r.sent for r in bench.run(10))
 
 
 def test_no_answer_from_before_a_stop_moves_the_arm_after_it(bench: Bench) -> None:

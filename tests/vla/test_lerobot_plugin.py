@@ -227,7 +227,7 @@ def test_a_dataset_of_another_contract_is_refused(
 
     other = replace(contract, action=replace(contract.action, gripper="open_is_zero"))
     save_policy(tmp_path / "other", model, other, InstructionTokenizer.load())
-    with pytest.raises(ContractError, match=r"episodes does not fit .*gripper.*open_is_zero"):
+    with pytest.raises(ContractError, match=r"episodes does not fit the policy: .*gripper.*open_is_zero"):
         VolarPolicy.from_pretrained(tmp_path / "other", dataset_meta=SimpleNamespace(root=episodes))
 
 
