@@ -126,6 +126,7 @@ def test_a_scene_without_a_layout_is_passed_over(twin: Twin, client: Any) -> Non
     try:
         assert client.ask(Trigger, f"{NAME}/reset", lambda: period(twin)).success
         period(twin)
+        period(twin)
     finally:
         twin.world.__class__ = TaskWorld
     assert twin.world.seed == 2
