@@ -96,6 +96,7 @@ class ControllerNode(LifecycleNode):
         self._settings = parameters.NodeSettings()
         self._instruction = ""
         self._policy_error: str | None = None
+        self._problems: dict[str, str] = {}  # the body's
         self.failure = ""
         self.finished = threading.Event()
         self._state = self.create_publisher(String, "~/state", LATCHED)
@@ -186,9 +187,11 @@ class ControllerNode(LifecycleNode):
         self._clock_of_loop = clock = SimulatedClock(period_ns) if simulated else WallClock(period_ns)
         self._source = source = open_source(settings.policy)
         require(source.contract, spec)
+        self._problems = {}
         self._output = CommandOutput(self, spec, settings, self._note_problem)
         cameras = {camera.name: (camera.width, camera.height) for camera in source.contract.cameras}
         self._body = Ros2Body(spec, cameras, self._output.send, settings.camera_sync_s, settings.joint_state_age_s)
+        self._body.problems = self._problems  # a subscriber may have been found wanting before there was a body
         self._loop = ControlLoop.for_policy(
             self._body,
             Arm(spec),
@@ -223,10 +226,9 @@ class ControllerNode(LifecycleNode):
         self._source, self._loop, self._body = None, None, None
 
     def _note_problem(self, topic: str, text: str) -> None:
-        problems = {} if self._body is None else self._body.problems
-        if text and problems.get(topic) != text:
+        if text and self._problems.get(topic) != text:
             self.get_logger().warning(f"{topic}: {text}")
-        problems[topic] = text
+        self._problems[topic] = text
 
     def _refuse(self, reason: str) -> None:
         self.failure = " ".join(reason.split())
