@@ -40,7 +40,8 @@ class LeRobotSource:
         names = cameras or tuple(info.cameras)
         sizes = tuple(CameraSpec(n, info.cameras[n][1], info.cameras[n][0]) for n in names)
         meant = _meaning(path, name, contract)
-        _require_own(path, meant, "dataset=" if contract is None else "contract=")
+        if name is not None or contract is not None:
+            _require_own(path, meant, "dataset=" if contract is None else "contract=")
         found = (info.size("observation.state"), info.size("action"))
         wanted = (len(meant.state_names), meant.action.size)
         if found != wanted:

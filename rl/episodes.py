@@ -172,9 +172,7 @@ class EpisodeRunner:
         except SimulationDiverged as error:
             return failed(job, str(error), broken=True)
         except Exception as error:
-            world, _ = self._worlds.pop(job.task, (None, None))  # in whatever state that left it
-            if world is not None:
-                world.close()
+            self._worlds.pop(job.task)[0].close()  # in whatever state that left it
             return failed(job, f"{type(error).__name__}: {error}", broken=True)
 
     def close(self) -> None:

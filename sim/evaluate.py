@@ -215,7 +215,8 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
     files = {f"randomization {name}": fingerprint(name) for name in config.randomizations if name not in PRESETS}
     standard = fingerprint(config.randomizations[0])
     own = {"asset": model, "randomization": standard, "tasks": list(tasks), "policy_sha256": folder_sha256(folder)}
-    software = {f"version of {name}": versions().get(name) for name in ("volar", "mujoco", "numpy")}
+    found = versions()
+    software = {f"version of {name}": found.get(name) for name in ("volar", "mujoco", "numpy")}
     return settings | own | files | software
 
 

@@ -261,11 +261,14 @@ def training_contract(config: "TrainConfig", data: Data) -> PolicyContract:
     return contract
 
 
-def require_same_inputs(a: PolicyContract, b: PolicyContract, where: Path | None) -> None:
-    """Raises `ContractError` listing the differing fields among robot, cameras, state and action."""
+def require_same_inputs(
+    a: PolicyContract, b: PolicyContract, where: Path | None, whom: str = "the dataset", but: tuple[str, ...] = ()
+) -> None:
+    """Raises `ContractError` listing the differing fields among robot, cameras, state and action, except `but`; `a` is
+    the contract of `where`, `b` that of `whom`."""
     from volar.robots.contract import differences
 
     ignore = ("statistics", "chunk_length", "execute_steps", "preprocessing", "instruction_template")
-    found = differences(b, a, ignore=ignore)
+    found = differences(b, a, ignore=(*ignore, *but))
     if found:
-        raise ContractError(f"{where} does not fit the dataset: " + "; ".join(map(str, found)))
+        raise ContractError(f"{where} does not fit {whom}: " + "; ".join(map(str, found)))

@@ -13,23 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 from volar.robots.body import JointCommand, JointState
-from volar.robots.contract import CameraSpec, PolicyContract
+from volar.robots.contract import PolicyContract
 from volar.robots.control_loop import ControlLoop, InProcessSource, TickReport
 from volar.robots.fr3 import FR3
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm
 from volar.robots.spec import RobotSpec
 
-HOME = np.array(FR3.home)
-CONTRACT = PolicyContract(
-    robot="fr3",
-    action=FR3.action,
-    state_names=FR3.state_names,
-    state_units=FR3.state_units,
-    cameras=(CameraSpec("front", 8, 8),),
-    chunk_length=8,
-    execute_steps=4,
-)
+from .exact_body import CONTRACT, HOME
+
 # Fault -> deadline [s]: how long after it began the loop may take to call it by that name.
 LATCHING = {
     "stale_joint_state": 0.1,

@@ -17,7 +17,7 @@ from torch import Tensor
 from volar.datasets.episode import POINTS_SHAPE
 from volar.datasets.lerobot_format import load_contract
 from volar.datasets.normalizer import Normalizer
-from volar.robots.contract import ContractError, PolicyContract, differences, require
+from volar.robots.contract import ContractError, PolicyContract, require
 from volar.robots.errors import VolarError
 from volar.robots.spec import load_robot
 from volar.vla.checkpoint_policy import load_parts
@@ -26,6 +26,7 @@ from volar.vla.lerobot_plugin.configuration_volar import VolarConfig
 from volar.vla.losses import imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
 from volar.vla.processor_volar import InferenceGraph, save_policy
+from volar.vla.training_run import require_same_inputs
 
 IMAGES, BODY = "observation.images.", "observation.body"
 Parts = tuple[VolarModel, PolicyContract, InstructionTokenizer]
@@ -84,7 +85,9 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         config = config or VolarConfig.from_pretrained(directory)
         parts = load_parts(directory)
         if dataset_meta is not None:
-            _require_same_meaning(load_contract(Path(dataset_meta.root)), parts[1], Path(dataset_meta.root))
+            root = Path(dataset_meta.root)
+            # Cameras are compared with each batch: LeRobot may rename them, and the policy takes its own of more.
+            require_same_inputs(load_contract(root), parts[1], root, "the policy", but=("cameras",))
         policy = cls(config, parts=parts)
         policy.eval()
         return policy
@@ -164,14 +167,6 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
             own = f"{self.contract.action.rate_hz:g}"
             raise ContractError(f"the policy acts {own} times a second, the environment {rate_hz}: --env.fps={own}")
         self._fits.add(text)
-
-
-def _require_same_meaning(data: PolicyContract, policy: PolicyContract, where: Path) -> None:
-    """Raises `ContractError` where states and actions are others than the policy's. Cameras are compared with each
-    batch: LeRobot may rename them, and the policy takes its own of more."""
-    ignore = ("statistics", "chunk_length", "execute_steps", "preprocessing", "instruction_template", "cameras")
-    if found := differences(policy, data, ignore=ignore):
-        raise ContractError(f"{where} does not fit the policy: " + "; ".join(map(str, found)))
 
 
 def _require_architecture(config: VolarConfig, model: VolarModel) -> None:
