@@ -13,10 +13,11 @@ from volar.datasets.questions import write_answers
 from volar.datasets.statistics import action_mask, field_statistics
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.fr3 import FR3
-from volar.robots.interface import Observation
+from volar.robots.interface import Observation, Policy
 from volar.vla.backbone import BackboneConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.modeling_volar import VolarModel
+from volar.vla.processor_volar import TorchPolicy
 from volar.vla.train import TrainConfig
 
 IMAGE = 32
@@ -112,3 +113,26 @@ def look(contract: PolicyContract) -> Callable[[int], Observation]:
         return Observation(images, rng.uniform(-0.3, 0.3, 10).astype(np.float32), "lift the red block", 5)
 
     return observation
+
+
+@pytest.fixture
+def require_same_actions(look: Callable[[int], Observation]) -> Callable[[TorchPolicy, Policy, int], None]:
+    """`(checkpoint, artifact, count)`: the same chunks for `count` observations, but where two tokens tie.
+
+    Untrained networks have ties within rounding, and which token wins them differs from processor to processor.
+    """
+
+    def require(checkpoint: TorchPolicy, artifact: Policy, count: int) -> None:
+        decided = 0
+        for seed in range(count):
+            checkpoint.reset(0)  # flow: from the noise of an artifact
+            seen = look(seed)
+            with torch.inference_mode():
+                margin = float(checkpoint.graph.answer(*checkpoint.tensors(seen))[2])
+            if margin > 1e-4:
+                a, b = checkpoint.predict(seen).actions, artifact.predict(seen).actions
+                np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"observation {seed}, margin {margin:.1e}")
+                decided += 1
+        assert decided > 0.7 * count
+
+    return require

@@ -8,20 +8,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from volar.robots.artifact_runtime import instructions, misfit, this_machine
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import ArtifactError, ExportedPolicy
-from volar.robots.interface import Observation
+from volar.robots.interface import Policy
 from volar.vla.checkpoint_policy import load
 from volar.vla.export import ExportConfig, export
 from volar.vla.export_graph import COMPILERS
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
-from volar.vla.processor_volar import save_policy
+from volar.vla.processor_volar import TorchPolicy, save_policy
 
 compiled = pytest.mark.skipif(not any(shutil.which(name) for name in COMPILERS), reason="no C++ compiler")
 
@@ -37,14 +36,15 @@ def exported(
 
 
 @compiled
-def test_compiled_code_acts_as_the_checkpoint(exported: tuple[Path, Path], look: Callable[[int], Observation]) -> None:
+def test_compiled_code_acts_as_the_checkpoint(
+    exported: tuple[Path, Path], require_same_actions: Callable[[TorchPolicy, Policy, int], None]
+) -> None:
     names = {path.name for path in exported[1].iterdir()}
     assert "policy.pt2" in names
     assert "policy.onnx" not in names
     a, b = load(exported[0]), ExportedPolicy(exported[1])
     assert a.contract == b.contract
-    for seed in range(20):
-        np.testing.assert_allclose(a.predict(look(seed)).actions, b.predict(look(seed)).actions, atol=1e-4)
+    require_same_actions(a, b, 20)
 
 
 @compiled
