@@ -107,9 +107,9 @@ def updates(
                 training.elapsed_s = base_s + time.monotonic() - started
             if training.updates % config.save_every == 0:
                 training.save()
-            if training.trouble and (kind := training.trouble.split(": ", 1)[1][:40]) not in told:
+            if (kind := training.trouble[1][:40]) and kind not in told:
                 told.add(kind)
-                bar.console.print(training.trouble, markup=False)
+                bar.console.print(": ".join(training.trouble), markup=False)
             bar.update(shown, completed=training.done, note=_note(training, metrics))
             counts = {"update": training.updates, "env_steps": training.env_steps, "worker_deaths": rollouts.deaths}
             yield counts | {"elapsed_s": round(training.elapsed_s, 2)} | _rounded(metrics)

@@ -48,9 +48,9 @@ _NARROWEST = 0.25  # of what is tried out, relative to the first update: less wo
 
 class FinetuningRun:
     """Everything that changes; `updates` and `elapsed_s` say how far it is, `precision` (`no` or `bf16`) how the trunk
-    learns. The policy it began with, which is also the
-    reference, lies in `output/cloned`. `best_success`: of the held-out evaluations so far, of which the last was after
-    update `evaluated`. `trouble`: what the newest episode that could not be run says, or an empty string."""
+    learns. The policy it began with, which is also the reference, lies in `output/cloned`. `best_success`: of the
+    held-out evaluations so far, of which the last was after update `evaluated`. `trouble`: how many of the newest
+    episodes could not be run, and what the first of them says, or two empty strings."""
 
     def __init__(self, config: "FinetuneConfig", precision: str) -> None:
         torch.manual_seed(config.seed)  # the critic's initial weights
@@ -91,7 +91,7 @@ class FinetuningRun:
         self.best_success = self.last_success = -1.0
         self.collapsed = 0  # held-out evaluations far below the best, in a row
         self.divergence = 0.0  # of a token from the cloned policy, in the newest update [nats]
-        self.trouble = ""
+        self.trouble = "", ""
 
     @staticmethod
     def start(config: "FinetuneConfig") -> "FinetuningRun":
@@ -222,9 +222,9 @@ class FinetuningRun:
         trajectories = rollouts.run(jobs, progress)
         errors = [t.error for t in trajectories if not t.valid]
         if errors:
-            self.trouble = f"{len(errors)} of {len(jobs)} episodes could not be run: {errors[0]}"
+            self.trouble = f"{len(errors)} of {len(jobs)} episodes could not be run", errors[0]
         if len(errors) == len(jobs):
-            raise VolarError(f"after update {self.updates}, {self.trouble}")
+            raise VolarError(f"after update {self.updates}, {': '.join(self.trouble)}")
         return trajectories
 
     def save(self) -> None:

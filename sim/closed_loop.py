@@ -52,7 +52,8 @@ def periods_of_step(step: int, rate_hz: float) -> int:
 
 class ClosedLoop:
     """A policy in one task's world. `latency_s`: from an observation to its chunk, on the virtual clock;
-    `max_steps`: the longest episode, in policy steps, by default the task's. `trace`: of the last episode.
+    `max_steps`: the longest episode, in policy steps, by default the task's. `rate_hz`: of these steps. `trace`: of the
+    last episode.
 
     Raises `ContractError` listing every field in which the policy does not fit the robot.
     """
@@ -86,7 +87,7 @@ class ClosedLoop:
         self.world = world_for(task, robot, contract, randomization, world_seed)
         self.max_steps = max_steps or policy_steps(self.world, contract)
         self.trace = Trace()
-        self._rate_hz = contract.action.rate_hz
+        self.rate_hz = contract.action.rate_hz
         # Seed -> what is wrong with it, and what was drawn for it; the conditions share scenes.
         self._premises: dict[int, tuple[str, Mapping[str, Any]]] = {}
 
@@ -118,7 +119,7 @@ class ClosedLoop:
             episode.begin()
             after_step(self.world)
             while episode.steps < self.max_steps and not episode.success:
-                for _ in range(periods_of_step(episode.steps, self._rate_hz)):
+                for _ in range(periods_of_step(episode.steps, self.rate_hz)):
                     self._tick(episode)
                 episode.end_step()
                 after_step(self.world)

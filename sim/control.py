@@ -229,13 +229,13 @@ def _run_episodes(
             loop.set_instruction(instruction)
             result = run_in_real_time(world, loop, source, pacer, duration_s, check_every, lambda: source.predict_s)
             if config.video is not None and number == 1:
-                _film(world, result, config.video)
+                _film(world, result, config.video, 1e9 / (pacer.period_ns * check_every))
             successes += result.success
             yield Run(seed, instruction, result)
             bar.update(shown, advance=1, description=f"success {successes}/{number}", refresh=True)
 
 
-def _film(world: "TaskWorld", result: "RealTimeRun", path: Path) -> None:
+def _film(world: "TaskWorld", result: "RealTimeRun", path: Path, rate_hz: float) -> None:
     """After the episode, from the recorded positions: filming during it would delay the loop."""
     import mujoco
 
@@ -248,7 +248,7 @@ def _film(world: "TaskWorld", result: "RealTimeRun", path: Path) -> None:
         mujoco.mj_forward(world.model, data)
         film.shoot(data)
     film.close()
-    write_mp4(path, film.frames, world.spec.action.rate_hz)
+    write_mp4(path, film.frames, rate_hz)
 
 
 def main() -> int:

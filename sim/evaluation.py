@@ -135,7 +135,7 @@ def _run(bench: Bench, job: Job) -> dict[str, Any]:
     """In the worker: the record as plain values, or {"fatal": reason}."""
     try:
         loop = _closed_loop(bench, job)
-        record = _film(loop, job) if job.video else loop.run(job.seed, job.index, job.condition, draws=job.draws)
+        record = film(loop, job) if job.video else loop.run(job.seed, job.index, job.condition, draws=job.draws)
         return _with_replay(bench, job, record, loop.trace).to_dict()
     except Exception as error:
         return {"fatal": _said(error)}
@@ -193,17 +193,18 @@ def fingerprints(bench: Bench, condition: str) -> dict[str, str]:
     return found
 
 
-def _film(loop: ClosedLoop, job: Job) -> EpisodeRecord:
+def film(loop: ClosedLoop, job: Job) -> EpisodeRecord:
+    """Runs the episode, into the file `job.video`; the film lasts as long as the episode."""
     from volar.sim.video import Film, write_mp4
 
-    film = Film(loop.world.model)
+    shots = Film(loop.world.model)
     try:
-        record = loop.run(job.seed, job.index, job.condition, lambda world: film.shoot(world.data), job.draws)
-        if film.frames:
-            write_mp4(Path(job.video), film.frames, loop.world.spec.action.rate_hz)
+        record = loop.run(job.seed, job.index, job.condition, lambda world: shots.shoot(world.data), job.draws)
+        if shots.frames:
+            write_mp4(Path(job.video), shots.frames, loop.rate_hz)
         return record
     finally:
-        film.close()
+        shots.close()
 
 
 _current: tuple[Any, ClosedLoop] | None = None  # a worker's; jobs come task by task, so one is enough

@@ -35,4 +35,4 @@ def write_mp4(path: Path, frames: Sequence[Image], fps: float) -> None:
     import imageio.v3 as imageio
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, np.stack(frames), plugin="pyav", codec="libx264", fps=round(fps), in_pixel_format="rgb24")
+    imageio.imwrite(path, np.stack(frames), plugin="pyav", codec="libx264", fps=fps, in_pixel_format="rgb24")

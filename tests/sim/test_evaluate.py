@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 
@@ -17,9 +18,10 @@ from volar.robots.limit_margins import LimitMargins
 from volar.robots.spec import load_robot
 from volar.sim.closed_loop import ClosedLoop, episode_seed, periods_of_step
 from volar.sim.colors import COLORS
-from volar.sim.conditions import WRONG_INSTRUCTION
+from volar.sim.conditions import STANDARD, WRONG_INSTRUCTION
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.evaluate import EvaluateConfig, evaluate
+from volar.sim.evaluation import Job, film
 from volar.sim.films import select_for_film
 from volar.sim.tasks import TASKS
 from volar.sim.wilson import wilson_interval
@@ -140,6 +142,16 @@ def test_films_replay_the_same_bits(config: EvaluateConfig, results: dict[str, A
     assert results["replay"] == {"episodes": 1, "identical": 1}
     film = (config.output / results["videos"][0]["file"]).read_bytes()
     assert film[4:8] == b"ftyp"
+
+
+def test_a_film_lasts_as_long_as_its_episode(artifact_folder: Path, tmp_path: Path) -> None:
+    contract = replace(ExportedPolicy(artifact_folder).contract, action=load_robot("fr3").joint_action(12.5))
+    slow = ClosedLoop(_Still(contract), "reach", max_steps=10)
+    record = film(slow, Job("reach", STANDARD, 0, 11, str(tmp_path / "film.mp4")))
+    facts = imageio.immeta(tmp_path / "film.mp4", plugin="pyav")
+    assert facts["fps"] == 12.5
+    assert facts["duration"] * 12.5 == pytest.approx(record.steps + 1)
+    slow.close()
 
 
 def test_the_wrong_instruction_is_paired_and_reported_apart(results: dict[str, Any]) -> None:
