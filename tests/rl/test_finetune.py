@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from volar.rl.episodes import Setting
+from volar.rl.episodes import Job, Setting
 from volar.rl.finetune import FinetuneConfig, finetune
 from volar.rl.finetuning_run import FinetuningRun
 from volar.rl.report import write_finetuning_report
@@ -307,3 +307,25 @@ def test_scenes_are_never_met_twice(run: Path, policy_folder: Path) -> None:
     assert len(first | second | held_out) == 2 + 2 + 1
     assert min(first | second | held_out) > 2**40  # above those of evaluations and demonstrations
     assert isinstance(training.setting, Setting)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_episodes_that_cannot_be_run_are_told_of_once(
+    failing: int,
+    policy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run goes on without them, and ends where no episode can be run."""
+    scenes = FinetuningRun.jobs
+    monkeypatch.setattr(
+        FinetuningRun, "jobs", lambda training: [Job("reach", -1)] * failing + scenes(training)[failing:]
+    )
+    settings = config(policy_folder, tmp_path / "run", evaluate_every=9)
+    if failing == 2:
+        with pytest.raises(VolarError, match=r"after update 0, 2 of 2 episodes could not be run: ValueError"):
+            finetune(settings)
+        return
+    finetune(settings)
+    assert capsys.readouterr().out.count("1 of 2 episodes could not be run: ValueError") == 1
