@@ -49,16 +49,28 @@ def run[C: "DataclassInstance"](
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
+    parsed, before = None, None
     try:
         if any(word in ("-h", "--help") for word in words):
             print(help_text(verb, config, doc or "", examples, config_dir, positional))
             return 0
-        return main(parse(config, words, config_dir=config_dir, positional=positional)) or 0
+        if "--version" in words:
+            from importlib.metadata import version
+
+            print(f"{verb} {version('volar')}")
+            return 0
+        parsed = parse(config, words, config_dir=config_dir, positional=positional)
+        before = _stamp(parsed)
+        return main(parsed) or 0
     except KeyboardInterrupt:
-        resumable = any(item.name == "resume" for item in fields(config))
+        if not any(item.name == "resume" for item in fields(config)):
+            return _fail(verb, "interrupted", 130)
+        # As it was, a folder holds nothing of this run, or what overwrite=true was to replace.
+        if not getattr(parsed, "resume", False) and _stamp(parsed) == before:
+            again = shlex.join([verb, *words])
+            return _fail(verb, f"interrupted before anything was written; start again with: {again}", 130)
         kept = (word for word in words if not word.startswith(("resume=", "overwrite=")))  # they exclude each other
-        again = shlex.join([verb, *kept, "resume=true"])
-        return _fail(verb, f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
+        return _fail(verb, f"interrupted; continue with: {shlex.join([verb, *kept, 'resume=true'])}", 130)
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -100,6 +112,18 @@ def parse[C: "DataclassInstance"](
     return value
 
 
+def _stamp(parsed: object) -> tuple[int, int] | None:
+    """What moves when the folder `output` is replaced, or gets or loses an entry; None where there is none."""
+    output = getattr(parsed, "output", None)
+    try:
+        found = Path(output).stat() if output else None
+    except OSError:
+        found = None
+    if found is None:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def _fail(verb: str, message: str, code: int) -> int:
     print(f"{verb}: error: {' '.join(message.split())}", file=sys.stderr)
     return code
@@ -117,7 +141,7 @@ def _settings(config: type["DataclassInstance"], words: Sequence[str], positiona
         elif word.startswith("-") and len(word) > 1 and not word[1].isdigit():
             name = key.lstrip("-").replace("-", "_")
             hint = f"write {name}={text or '...'}" if name in names else "settings are key=value"
-            raise UsageError(f"unknown option {word!r}; {hint}; options are -h and -v")
+            raise UsageError(f"unknown option {word!r}; {hint}; options are -h, -v and --version")
         elif bare:
             settings[bare.pop(0)] = word
         else:
@@ -263,6 +287,7 @@ def help_text(
     middle = min(max((len(row[1]) for row in rows), default=0), 24)
     lines += [f"  {key:<{left}}  {kind:<{middle}}  {text}".rstrip() for key, kind, text in rows]
     lines += ["", "options:", "  -v, --verbose  print the traceback of a failure", "  -h, --help     print this"]
+    lines += ["  --version      print the version"]
     if examples:
         lines += ["", "examples:", *(f"  {example}" for example in examples)]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -47,9 +48,14 @@ class Config:
             raise ValueError(f"episodes={self.episodes} must not be negative")
 
 
-def call(words: list[str], error: BaseException | None = None, config_dir: Path | None = None) -> int:
+def call(
+    words: list[str], error: BaseException | None = None, config_dir: Path | None = None, writes: bool = False
+) -> int:
     def main(config: Config) -> None:
         assert isinstance(config, Config)
+        if writes:
+            config.output.mkdir(exist_ok=True)
+            (config.output / "begun").touch()
         if error is not None:
             raise error
 
@@ -134,7 +140,7 @@ def test_unknown_settings_are_refused_before_hydra_is_imported() -> None:
         (Unknown("task", "lfit", ["lift"]), 2, "did you mean lift"),
         (RuntimeError("it broke"), 1, "RuntimeError: it broke (-v shows the traceback)"),
         (OSError(28, "No space left on device", "x.mp4"), 1, "the disk is full (x.mp4)"),
-        (KeyboardInterrupt(), 130, "continue with: volar-try a episodes=3 resume=true"),
+        (KeyboardInterrupt(), 130, "before anything was written; start again with: volar-try a episodes=3"),
     ],
 )
 def test_failures_are_one_line(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,10 +150,28 @@ def test_failures_are_one_line(error: BaseException, code: int, says: str, capsy
     assert says in said
 
 
-def test_the_way_to_go_on_after_an_interrupt_does_not_overwrite(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["a", "overwrite=true", "episodes=3", "resume=false"]
-    assert call(words, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err.endswith("continue with: volar-try a episodes=3 resume=true\n")
+def test_the_way_to_go_on_after_an_interrupt_does_not_overwrite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{tmp_path}/a", "overwrite=true", "episodes=3", "resume=false"]
+    assert call(words, KeyboardInterrupt(), writes=True) == 130
+    assert capsys.readouterr().err.endswith(f"; continue with: volar-try {tmp_path}/a episodes=3 resume=true\n")
+    assert call([f"{tmp_path}/a", "resume=true"], KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.endswith(f"; continue with: volar-try {tmp_path}/a resume=true\n")
+
+
+def test_an_interrupt_before_anything_is_replaced_does_not_lead_to_what_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "another_run").touch()
+    assert call([str(tmp_path), "overwrite=true"], KeyboardInterrupt()) == 130
+    said = capsys.readouterr().err
+    assert said.endswith(f"written; start again with: volar-try {tmp_path} overwrite=true\n")
+
+
+def test_every_verb_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--version"]) == 0
+    assert capsys.readouterr().out == f"volar-try {metadata.version('volar')}\n"
 
 
 def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
