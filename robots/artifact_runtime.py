@@ -30,6 +30,9 @@ _X86_INSTRUCTIONS = (
     *("sse", "pni", "ssse", "avx", "amx", "fma", "f16c", "bmi", "abm", "popcnt", "movbe", "cx16", "adx"),
     *("aes", "vaes", "pclmul", "vpclmul", "sha", "gfni"),
 )
+# Sums of products of 8 bits in 32. An x86 processor with none of these sums two at a time in 16, cut off at 32767
+# (onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "U8S8"): an int8 artifact would answer wrong.
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 class RuntimeFailure(VolarError):
@@ -61,6 +64,8 @@ class OnnxRuntime:
         # A spinning worker would take the core that the control loop needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only
+        if not _VNNI & set(instructions(cpuinfo())):  # exact, if slower, where the sums would be cut off
+            options.add_session_config_entry("session.x64quantprecision", "1")
         wanted = [(name, _OPTIONS.get(name, {})) for name in chosen]
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=wanted)
@@ -146,15 +151,19 @@ def this_machine() -> dict[str, str]:
     """What a package depends on: torch's version, and the processor with its instructions (sorted, by Linux' names)."""
     import torch
 
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux: the kind of processor has to do
-        text = ""
     return {
         "torch": str(torch.__version__).partition("+")[0],
         "processor": platform.machine(),
-        "instructions": " ".join(instructions(text)),
+        "instructions": " ".join(instructions(cpuinfo())),
     }
+
+
+def cpuinfo() -> str:
+    """`/proc/cpuinfo`; empty where there is no Linux, and the kind of processor has to do."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def instructions(cpuinfo: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from volar.robots import artifact_runtime
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.robots.exported_policy import ExportedPolicy
@@ -63,8 +64,19 @@ def test_no_policy_names_what_one_looks_like(tmp_path: Path) -> None:
         export(ExportConfig(policy=tmp_path / "nothing", output=tmp_path / "artifact"))
 
 
-def test_int8_is_held_to_its_own_bound(exported: tuple[Path, Path], look: Look, tmp_path: Path) -> None:
-    """Smaller, and held to agree with torch in nine numbers of ten; in fewer it is refused."""
+def test_a_file_for_a_folder_and_an_artifact_for_a_policy_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(VolarError, match="file is a file; give a folder"):
+        export(ExportConfig(policy=tmp_path, output=tmp_path / "file", overwrite=True))
+    (tmp_path / "artifact.json").write_text("{}")
+    with pytest.raises(VolarError, match="is an exported artifact, which has no weights to go on with"):
+        export(ExportConfig(policy=tmp_path, output=tmp_path / "again"))
+
+
+def test_int8_is_held_to_its_own_bound(
+    exported: tuple[Path, Path], look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Smaller, the same on every processor, and held to agree with torch in nine numbers of ten, or refused."""
     export(ExportConfig(policy=exported[0], output=tmp_path / "int8", precision="int8"))
     whole, small = ((folder / "policy.onnx").stat().st_size for folder in (exported[1], tmp_path / "int8"))
     assert small < 0.5 * whole
@@ -73,6 +85,11 @@ def test_int8_is_held_to_its_own_bound(exported: tuple[Path, Path], look: Look, 
     a, b = load(exported[0]), ExportedPolicy(tmp_path / "int8")
     same = [np.isclose(a.predict(look(i)).actions, b.predict(look(i)).actions, atol=1e-4).mean() for i in range(20)]
     assert np.mean(same) > 0.8
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact_runtime, "cpuinfo", lambda: "flags : avx2 fma\n")  # sums in 16 bits, if it is let
+        elsewhere = ExportedPolicy(tmp_path / "int8")
+    for i in range(20):
+        np.testing.assert_array_equal(elsewhere.predict(look(i)).actions, b.predict(look(i)).actions)
 
     golden = dict(np.load(tmp_path / "int8" / "golden.npz"))
     golden["actions"][:2] += 0.5  # a quarter of all numbers
