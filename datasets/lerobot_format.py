@@ -173,7 +173,9 @@ def load_contract(root: Path, wanted: PolicyContract | None = None) -> PolicyCon
     """
     info = None if (root / FRAMES).is_file() else load_info(root)
     if not (root / CONTRACT).is_file():
-        raise DatasetError(f"{root} has no {CONTRACT}: units and frames are unknown; volar-convert writes one")
+        raise DatasetError(
+            f"{root} has no {CONTRACT}: units and frames are unknown; volar-convert source=lerobot writes one"
+        )
     contract = PolicyContract.load(root / CONTRACT)
     if info is not None:
         _require_own(info, contract)

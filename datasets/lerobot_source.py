@@ -123,6 +123,6 @@ def _meaning(path: Path, name: str | None, contract: Path | None) -> PolicyContr
     if (path / CONTRACT).is_file():
         return PolicyContract.load(path / CONTRACT)
     raise DatasetError(
-        f"{path} has no {CONTRACT}, so that nothing says what its numbers mean: give contract=FILE, or dataset=NAME "
-        f"where it is a conversion of one of {', '.join(sorted(OXE))}"
+        f"{path} has no {CONTRACT}, so that nothing says what its numbers mean: give contract=FILE (docs/lerobot.md "
+        f"shows one), or dataset=NAME where it is a conversion of one of {', '.join(sorted(OXE))}"
     )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class FieldStatistics:
 
 @dataclass(frozen=True)
 class PolicyContract:
-    """Everything a policy assumes about the body and the data. See DESIGN.md, "Types".
+    """Everything a policy assumes about the body and the data. docs/lerobot.md shows one.
 
     `state_names`/`state_units`: (S,). `statistics`: for `action` and `observation.state`; empty only
     for a dataset still being written. `chunk_length`: H; `execute_steps`: how many of the H steps are
@@ -108,6 +108,7 @@ class PolicyContract:
         """Inverse of `to_json`. Raises `ContractError` naming unknown and missing fields."""
         try:
             raw = json.loads(text)
+            _require_fields(raw)
             return PolicyContract(
                 **_only(PolicyContract, raw)
                 | {
@@ -121,8 +122,6 @@ class PolicyContract:
                     },
                 }
             )
-        except KeyError as error:
-            raise ContractError(f"contract lacks the field {error}") from error
         except (ValueError, TypeError, AttributeError) as error:
             raise ContractError(f"contract cannot be read: {error}") from error
 
@@ -138,7 +137,10 @@ class PolicyContract:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ContractError(f"the contract {path} cannot be read: {error}") from error
-        return PolicyContract.from_json(text)
+        try:
+            return PolicyContract.from_json(text)
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from error
 
 
 class ContractError(VolarError):
@@ -220,6 +222,22 @@ def _only(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)} (fields: {', '.join(sorted(names))})")
     return dict(raw)
+
+
+def _require_fields(raw: Any) -> None:
+    """Raises `ContractError` naming every field that is missing, `action`'s too, so that one look mends a file."""
+
+    def missing(cls: type, found: Any, prefix: str) -> list[str]:
+        required = [item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING]
+        return [prefix + name for name in required if name not in found]
+
+    if not isinstance(raw, dict):
+        raise ContractError(f"contract cannot be read: it holds {type(raw).__name__}, not an object of fields")
+    lacking = missing(PolicyContract, raw, "")
+    if isinstance(raw.get("action"), dict):
+        lacking += missing(ActionSpec, raw["action"], "action.")
+    if lacking:
+        raise ContractError(f"contract lacks {', '.join(lacking)}")
 
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs what is missing and writes the results, which it also returns (see DESIGN.md, "Command line").
+    """Runs what is missing and writes the results, which it also returns.
 
     Raises `ContractError` listing every field in which the policy does not fit the robot, `Unknown` for a suite,
     task or robot, `VolarError` when the output folder holds something else or no episode could be run.

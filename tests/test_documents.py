@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from volar.robots.command_line import parse
+from volar.robots.contract import PolicyContract
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -23,7 +24,7 @@ VERBS: dict[tuple[str, ...], tuple[str, str, tuple[str, ...]]] = {
     ("volar-collect",): ("sim.collect", "CollectConfig", ()),
     ("volar-control",): ("sim.control", "ControlConfig", ()),
     ("volar-convert",): ("datasets.convert", "ConvertConfig", ()),
-    ("volar-convert", "inspect"): ("datasets.inspect_dataset", "InspectConfig", ()),
+    ("volar-convert", "inspect"): ("datasets.inspect_dataset", "InspectConfig", ("path",)),
     ("volar-convert", "source=openvla"): ("vla.openvla.convert", "ConvertOpenVLAConfig", ()),
     ("volar-doctor",): ("robots.doctor", "DoctorConfig", ("artifact",)),
     ("volar-evaluate",): ("sim.evaluate", "EvaluateConfig", ()),
@@ -82,6 +83,12 @@ def test_the_readme_s_commands_do_not_get_in_each_other_s_way() -> None:
     outputs = [word for _, _, settings in known("README.md") for word in settings if word.startswith("output=")]
     assert len(outputs) > 10
     assert sorted(outputs) == sorted(set(outputs))
+
+
+def test_the_contract_to_copy_can_be_read() -> None:
+    blocks = re.findall(r"^```json\n(.*?)^```$", (ROOT / "docs/lerobot.md").read_text(), re.DOTALL | re.MULTILINE)
+    (shown,) = [block for block in blocks if "state_names" in block]
+    assert PolicyContract.from_json(shown).robot == "my_arm"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -151,6 +151,15 @@ def test_what_is_no_contract_is_refused(text: str) -> None:
         PolicyContract.from_json(text)
 
 
+def test_every_missing_field_is_named_at_once_and_the_file(contract: PolicyContract, tmp_path: Path) -> None:
+    raw = json.loads(contract.to_json())
+    for lost in (raw.pop("robot"), raw.pop("chunk_length"), raw["action"].pop("units")):
+        assert lost
+    (tmp_path / "mine.json").write_text(json.dumps(raw))
+    with pytest.raises(ContractError, match=r"mine\.json: contract lacks robot, chunk_length, action\.units$"):
+        PolicyContract.load(tmp_path / "mine.json")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="no contract at"):
         PolicyContract.load(tmp_path / "contract.json")

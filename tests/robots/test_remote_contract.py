@@ -98,7 +98,7 @@ def test_a_contract_that_was_given_is_what_a_volar_server_must_have(
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (json.dumps({"robot": "fr3"}), "contract lacks the field 'action'"),
+        (json.dumps({"robot": "fr3"}), "contract lacks action, state_names, state_units"),
         ("{", "contract cannot be read: Expecting property name"),
         (7, "volar_contract must be text, is int"),
         ("not canonical", "not in canonical form; run the same volar on both sides"),
