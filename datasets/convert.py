@@ -90,9 +90,14 @@ def main() -> int:
         from volar.datasets.inspect_dataset import InspectConfig, inspect_dataset
         from volar.datasets.inspect_dataset import __doc__ as about
 
-        words = sys.argv[2:]
         return run(
-            "volar-convert inspect", InspectConfig, inspect_dataset, doc=about, examples=INSPECT_EXAMPLES, argv=words
+            "volar-convert inspect",
+            InspectConfig,
+            inspect_dataset,
+            doc=about,
+            examples=INSPECT_EXAMPLES,
+            positional=("path",),
+            argv=sys.argv[2:],
         )
     if (other := other_converter(sys.argv[1:])) is not None:
         return other(sys.argv[1:])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
 
 EXAMPLES = (
-    "volar-convert inspect path=data/bridge",
+    "volar-convert inspect data/bridge",
     "volar-convert inspect path=bridge_dataset/1.0.0 dataset=bridge episodes=100",
 )
 OUTLIER_IQR = 10.0
@@ -92,8 +92,9 @@ def inspect_dataset(config: InspectConfig) -> None:
     console.print(about)
     for kind, values in (("state", found.state), ("actions", found.actions)):
         table = Table(title=kind)
-        for column in ("dimension", "min", "q01", "median", "q99", "max", "std"):
-            table.add_column(column, justify="left" if column == "dimension" else "right")
+        table.add_column("dimension", overflow="fold")  # a name or number that is cut is another one
+        for column in ("min", "q01", "median", "q99", "max", "std"):
+            table.add_column(column, justify="right", no_wrap=True)
         ranks = np.quantile(values, (0.0, 0.01, 0.5, 0.99, 1.0), axis=0)  # (5, D)
         for i, name in enumerate(found.names[kind]):
             numbers = [*ranks[:, i], values[:, i].std(dtype=np.float64)]
@@ -177,9 +178,13 @@ def contents(config: InspectConfig) -> Contents:
         _require_unset(config, "LeRobotDataset", "dataset", "split")
         return _of_lerobot(config)
     from volar.datasets.convert import open_source
-    from volar.datasets.lerobot_layout import DatasetError
+    from volar.datasets.lerobot_layout import FRAMES, DatasetError
     from volar.datasets.rlds import Losses
 
+    if not path.exists():
+        raise DatasetError(f"there is no file or folder {path}")
+    if (path / FRAMES).is_file():
+        raise DatasetError(f"{path} holds generated scenes, which have no episodes: there is nothing to inspect")
     hdf5 = path.suffix in (".hdf5", ".h5") or any(path.glob("*.hdf5")) or any(path.glob("*.h5"))
     if hdf5:
         _require_unset(config, "HDF5", "split")

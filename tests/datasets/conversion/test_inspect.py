@@ -93,7 +93,7 @@ def test_the_verb_prints_it(
     bridge_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("sys.argv", ["volar-convert", "inspect", f"path={bridge_folder}"])
+    monkeypatch.setattr("sys.argv", ["volar-convert", "inspect", str(bridge_folder)])
     assert main() == 0
     said = capsys.readouterr().out
     for part in ("RLDS, split train of 7 episodes", "5 Hz", "put the cup in the sink", "ee_roll", "primary: 24 x 16"):
@@ -102,4 +102,21 @@ def test_the_verb_prints_it(
     assert main() == 0
     assert "usage: volar-convert inspect" in capsys.readouterr().out
     with pytest.raises(DatasetError, match=r"no dataset_info\.json"):
+        contents(InspectConfig(tmp_path))
+
+
+def test_no_name_and_no_number_is_cut_in_a_narrow_terminal(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["volar-convert", "inspect", str(dataset)])
+    assert main() == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out
+
+
+def test_a_path_with_nothing_to_inspect_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"there is no file or folder .*nowhere"):
+        contents(InspectConfig(tmp_path / "nowhere"))
+    (tmp_path / "cache.json").write_text("{}")
+    with pytest.raises(DatasetError, match="holds generated scenes, which have no episodes"):
         contents(InspectConfig(tmp_path))
