@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volar.robots.loop_state import LATCHING
 from volar.sim.report_page import card, e, note, row, section, table
 from volar.sim.report_success import label, randomized
 
@@ -70,13 +71,28 @@ def _more(number: int) -> str:
 
 
 def holds_section(episodes: Iterable[Results]) -> str:
-    """Control periods in which the arm braked or held, by reason."""
-    counts: dict[str, int] = {}
+    """By reason: control periods in which the arm braked or held, the episodes with such, and how many of them failed.
+
+    A fault that latches ends an episode's motion, so that its failures are told from those of the policy's aim.
+    """
+    counts: dict[str, tuple[int, int, int]] = {}
     for episode in episodes:
         for reason, number in episode["holds"].items():
-            counts[reason] = counts.get(reason, 0) + number
-    lines = [row(e(reason), str(n), number=True) for reason, n in sorted(counts.items(), key=lambda item: -item[1])]
-    return section("Holds", card(table(("reason", "control periods"), lines)) if lines else "")
+            periods, held, failed = counts.get(reason, (0, 0, 0))
+            counts[reason] = (periods + number, held + 1, failed + (not episode["success"]))
+    if not counts:
+        return ""
+    lines = [
+        row(e(reason), *map(str, numbers), number=True)
+        for reason, numbers in sorted(counts.items(), key=lambda item: -item[1][0])
+    ]
+    stopped = sorted(counts.keys() & LATCHING)
+    said = f" {', '.join(map(e, stopped))}: the arm stopped, for the rest of the episode." if stopped else ""
+    return section(
+        "Holds",
+        card(table(("reason", "control periods", "episodes", "of these failed"), lines)),
+        note(f"When the arm braked or held instead of following the policy; a period is 10 ms.{said}"),
+    )
 
 
 def reproduction_section(results: Results, contract: "PolicyContract | None") -> str:

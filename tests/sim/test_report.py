@@ -124,6 +124,16 @@ def test_lost_episodes_are_listed_with_the_command_that_shows_them_again(
     assert "Lost episodes" not in write_report(tmp_path, whole).read_text()
 
 
+def test_holds_say_how_many_episodes_they_cost(tmp_path: Path, results: dict[str, Any]) -> None:
+    stopped = {"policy_pending": 1, "tracking_error": 700}
+    lost = [_episode(i, holds=stopped) for i in (3, 4)]
+    page = write_report(tmp_path, results | {"episodes": [_episode(0, success=True), *lost]}).read_text()
+    for reason, numbers in (("tracking_error", (1400, 2, 2)), ("policy_pending", (4, 3, 2))):
+        assert f"<td>{reason}</td>{''.join(f'<td class=n>{n}</td>' for n in numbers)}" in page
+    assert "tracking_error: the arm stopped, for the rest of the episode" in page
+    assert "the arm stopped" not in write_report(tmp_path, results).read_text()
+
+
 def test_several_checkpoints_make_a_learning_curve(tmp_path: Path, results: dict[str, Any]) -> None:
     curve = [{"step": 100 * i, **_tally(7 * i, 30)} for i in (1, 2, 3, 4)]
     page = write_report(tmp_path, results | {"learning_curve": curve}).read_text()
