@@ -110,11 +110,12 @@ def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) 
     if found and _SETTINGS not in found:
         raise OutputExists(f"{output} holds something else ({', '.join(found[:4])}); give another output")
     if found and resume:
-        before = json.loads((output / _SETTINGS).read_text())
+        written = json.loads((output / _SETTINGS).read_text())
+        before, now = ({"kind": "scenes", "randomization": "none", **said} for said in (written, config.settings))
         changed = [
-            f"{key}: {before.get(key)}, now {config.settings.get(key)}"
-            for key in sorted(before | config.settings)
-            if before.get(key) != config.settings.get(key)
+            f"{key}: {before.get(key)}, now {now.get(key)}"
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key)
         ]
         if changed:
             raise VolarError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from volar.robots.errors import Unknown, VolarError
+from volar.robots.policies import ARTIFACT_FILE
 from volar.vla.action_tokenizers import action_tokenizer, tokenizer_class
 from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.backbone import BackboneConfig, VlmConfig
@@ -98,7 +99,12 @@ class VolarConfig:
 
     @staticmethod
     def load(path: Path) -> "VolarConfig":
-        """Raises `VolarError` when the file is missing, broken or of another policy type."""
+        """Raises `VolarError` when the file is missing, broken or of another policy type, or beside an artifact."""
+        if not path.is_file() and (path.parent / ARTIFACT_FILE).is_file():
+            raise VolarError(
+                f"{path.parent} is an exported artifact, which has no weights to go on with: give the policy directory "
+                "or the training run that it was made from"
+            )
         try:
             raw: dict[str, Any] = json.loads(path.read_text())
             if raw.get("type") != "volar":

@@ -75,6 +75,8 @@ def export(config: ExportConfig) -> None:
 
     if config.format == "pt2":
         require_compiler()
+    if config.output.exists() and not config.output.is_dir():
+        raise VolarError(f"output {config.output} is a file; give a folder")
     if config.output.exists() and any(config.output.iterdir()):
         if not (config.output / MANIFEST).is_file():  # nor with overwrite=true: a wrong path must not cost it
             raise VolarError(f"output {config.output} holds something else than an artifact; give another folder")

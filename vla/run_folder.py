@@ -14,6 +14,8 @@ def check_output(
 
     `record`: name of the file with the `settings` of the run in the folder; `kind`: what such a run is called.
     """
+    if output.exists() and not output.is_dir():
+        raise VolarError(f"output {output} is a file; give a folder")
     path = output / record
     if not resume:
         if output.exists() and any(output.iterdir()):

@@ -20,7 +20,7 @@ from volar.datasets.augmentation import Augmentation
 from volar.datasets.durable_file import write_durably
 from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.command_line import run
-from volar.robots.errors import UsageError
+from volar.robots.errors import UsageError, VolarError
 from volar.vla.run_folder import check_output
 
 RECORD = "train.json"  # the settings of the run in a folder
@@ -218,6 +218,10 @@ def train(config: TrainConfig) -> None:
         check_output(
             config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
         )
+    for name in ("dataset", "scenes", "questions", "init"):  # before torch starts, which takes seconds
+        path = getattr(config, name)
+        if path is not None and not path.exists():
+            raise VolarError(f"{name}={path}: there is no such folder")
     # Read when torch starts: threads that wait sleep, instead of spinning on cores that other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch

@@ -81,10 +81,10 @@ def test_collected_questions_follow_from_their_seed(tmp_path: Path) -> None:
     assert set(a.answers) <= set(ANSWERS)
     assert set(a.kinds) == set(KINDS)
     assert load_contract(tmp_path / "a").robot == "fr3"
-    with pytest.raises(VolarError, match="kind: questions, now None"):  # the folder is not one of scenes
+    with pytest.raises(VolarError, match="kind: questions, now scenes"):  # the folder is not one of scenes
         collect(CollectConfig(tmp_path / "a", kind="scenes", scenes=40, image_size=16, workers=1, resume=True))
     again = {"kind": "questions", "scenes": 40, "image_size": 16, "workers": 1, "resume": True}
-    with pytest.raises(VolarError, match="randomization: None, now visual"):
+    with pytest.raises(VolarError, match="randomization: none, now visual"):
         collect(CollectConfig(tmp_path / "a", randomization="visual", **again))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="kind=questions asks about blocks"):
         collect(CollectConfig(tmp_path / "c", kind="questions", tasks=("reach",)))

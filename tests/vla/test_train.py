@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -112,13 +114,28 @@ def test_what_is_in_the_output_is_kept(settings: Settings, tmp_path: Path) -> No
     for overwrite in (False, True):
         with pytest.raises(VolarError, match="holds something else"):
             train(settings(overwrite=overwrite))
+        with pytest.raises(VolarError, match=r"thesis\.txt is a file; give a folder"):
+            train(settings(output=tmp_path / "run" / "thesis.txt", overwrite=overwrite))
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
     train(settings(steps=1, output=tmp_path / "mine"))
     with pytest.raises(VolarError, match="overwrite=true replaces it"):
         train(settings(output=tmp_path / "mine"))
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(VolarError, match="not a LeRobotDataset"):
         train(settings(output=tmp_path / "mine", dataset=tmp_path / "nothing", overwrite=True))
     assert weights(tmp_path / "mine")  # bad input loses nothing
+
+
+@pytest.mark.parametrize("name", ["dataset", "scenes", "questions", "init"])
+def test_a_path_with_nothing_is_named_before_torch_starts(name: str, tmp_path: Path) -> None:
+    words = ["steps=1", f"output={tmp_path}/run", f"dataset={tmp_path}", f"{name}={tmp_path}/nowhere"]
+    code = (
+        f"import sys; from volar.vla.train import main; sys.argv[1:] = {words}; "
+        "assert main() == 1; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}={tmp_path}/nowhere: there is no such folder" in done.stderr
 
 
 def test_a_diverged_loss_ends_with_a_usable_checkpoint(settings: Settings) -> None:

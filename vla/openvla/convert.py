@@ -77,6 +77,8 @@ def convert(config: ConvertOpenVLAConfig) -> None:
     checkpoint = Checkpoint.open(config.path)
     contract = contract_of(checkpoint, config)
     checkpoint.network()  # every tensor is there and has its shape
+    if config.output.exists() and not config.output.is_dir():
+        raise OutputExists(f"output {config.output} is a file; give a folder")
     if config.output.exists() and any(config.output.iterdir()):
         if not (config.output / CONTRACT).is_file():  # nor with overwrite=true: a wrong path must not cost a folder
             raise OutputExists(f"output {config.output} holds something else than a converted checkpoint; give another")
@@ -143,8 +145,11 @@ def _meaning(key: str, config: ConvertOpenVLAConfig) -> _Meaning:
         from volar.robots.contract import PolicyContract
 
         of_data = PolicyContract.load(config.contract)
+        if not of_data.cameras and config.camera is None:
+            raise UsageError(f"{config.contract} names no camera: give camera=, the one that the policy looks through")
         names, units = of_data.state_names, of_data.state_units
-        return _Meaning(of_data.robot, of_data.action, names, units, of_data.cameras[0].name)
+        camera = of_data.cameras[0].name if of_data.cameras else ""
+        return _Meaning(of_data.robot, of_data.action, names, units, camera)
     from volar.datasets.oxe import OXE
 
     entries = [entry for name, entry in OXE.items() if key == name or key in entry.tfds]

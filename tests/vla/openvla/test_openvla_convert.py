@@ -104,6 +104,11 @@ def test_the_contract_of_a_dataset_may_be_given(pristine: Path, tmp_path: Path) 
     of_data.save(tmp_path / "data.json")
     found = contract(pristine, dataset="mine", contract=tmp_path / "data.json")
     assert found == of_data
+    replace(PolicyContract.load(tmp_path / "data.json"), cameras=()).save(tmp_path / "blind.json")
+    with pytest.raises(UsageError, match=r"blind\.json names no camera: give camera="):
+        contract(pristine, dataset="mine", contract=tmp_path / "blind.json")
+    seen = contract(pristine, dataset="mine", contract=tmp_path / "blind.json", camera="front")
+    assert [camera.name for camera in seen.cameras] == ["front"]
 
 
 def test_statistics_beside_the_checkpoint_come_first(checkpoint: Path) -> None:
@@ -213,6 +218,10 @@ def test_what_is_in_output_is_kept_until_told_otherwise(pristine: Path, tmp_path
     for overwrite in (False, True):
         with pytest.raises(OutputExists, match="holds something else"):
             convert(ConvertOpenVLAConfig(pristine, output, dataset="mine", robot="fr3", overwrite=overwrite))
+        with pytest.raises(OutputExists, match=r"mine\.txt is a file; give a folder"):
+            convert(
+                ConvertOpenVLAConfig(pristine, output / "mine.txt", dataset="mine", robot="fr3", overwrite=overwrite)
+            )
     assert (output / "mine.txt").is_file()
     mine = ConvertOpenVLAConfig(pristine, tmp_path / "converted", dataset="mine", robot="fr3")
     convert(mine)
