@@ -34,12 +34,17 @@ class Order:
 def understand(instruction: str, task: str | None = None) -> Order:
     """The order behind an instruction: one of a task's phrasings, or, for a given `task`, any text that names one
     colour, or two in the order of the task's phrasings, and a side where the task has one. Raises `UsageError`,
-    `Unknown`."""
+    also for a phrasing of another task than `task`, and `Unknown`."""
     words = " ".join(re.findall(r"[a-z0-9]+", instruction.lower()))
     names = [load_task(task).name] if task else list(TASKS)
-    for name in names:
+    for name in [*names, *(other for other in TASKS if other not in names)]:
         for template in (*TASKS[name].templates, *TASKS[name].held_out_templates):
             if match := re.fullmatch(_pattern(template), words):
+                if name not in names:
+                    raise UsageError(
+                        f"instruction {instruction!r} asks for {name}, and success would be judged by task={task}: "
+                        "leave task= out, or say what that task asks for"
+                    )
                 found = match.groupdict()
                 return Order(name, *(found.get(part) or "" for part in ("color", "side", "other")))
     colors = [word for word in words.split() if word in COLORS]

@@ -134,6 +134,8 @@ def test_what_is_not_understood_is_refused_with_examples() -> None:
             understand(text, task)
     with pytest.raises(UsageError, match="and no side"):
         understand("lift red to the left", "lift")
+    with pytest.raises(UsageError, match="asks for lift, and success would be judged by task=reach: leave task= out"):
+        understand("Lift the red block.", "reach")
     with pytest.raises(Unknown, match="reach"):
         understand("lift the red block", "lfit")
 
