@@ -49,6 +49,10 @@ def read_replay(path: Path) -> ReplayFile:
     """Raises `VolarError` for a file that is not there, or is none of these."""
     if not path.is_file():
         raise VolarError(f"no replay file {path}; volar-evaluate leaves them in OUTPUT/replays when an episode breaks")
+    if path.suffix != ".npz":
+        raise VolarError(
+            f"{path} is no replay file: volar-evaluate leaves them as OUTPUT/replays/TASK_NUMBER_CONDITION.npz"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name != "facts"}

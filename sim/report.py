@@ -8,7 +8,7 @@ from volar.sim.evaluation_folder import REPORT, write_whole
 from volar.sim.report_charts import learning_curve, loss_curve, sensitivity_section
 from volar.sim.report_details import films_section, holds_section, lost_section, reproduction_section
 from volar.sim.report_page import e, page, rate
-from volar.sim.report_success import figures, randomization_section, success_section
+from volar.sim.report_success import evaluated, figures, randomization_section, success_section
 
 if TYPE_CHECKING:
     from volar.robots.contract import PolicyContract
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def write_report(output: Path, results: Mapping[str, Any], contract: "PolicyContract | None" = None) -> Path:
     """Writes `output/report.html` from the results and the films beside it; returns its path."""
-    title = f"Volar evaluation: {results['suite']}"
+    title = f"Volar evaluation: {evaluated(results)}"
     parts = [
         f"<h1>{e(title)}</h1>",
         f'<p class="soft">policy <code>{e(results["policy"])}</code> · {e(_settings(results))}</p>',

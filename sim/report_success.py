@@ -5,6 +5,7 @@ from typing import Any
 
 from volar.sim.conditions import HELD_OUT_INSTRUCTION, THROUGH_ROS2, WRONG_INSTRUCTION, under_randomization
 from volar.sim.report_page import bar, card, e, note, rate, row, section, spread, table
+from volar.sim.tasks import SUITES
 
 Results = Mapping[str, Any]
 # Conditions that differ in what the policy is told, or in how it reaches the arm: in a table's head, and in a sentence.
@@ -36,6 +37,12 @@ def rows(results: Results, others: Iterable[str]) -> Iterable[tuple[str, Results
     for name, tally in results["tasks"].items():
         yield name, tally, {key: results[key]["tasks"][name] for key in keys}
     yield "overall", results["overall"], {key: results[key]["overall"] for key in keys}
+
+
+def evaluated(results: Results) -> str:
+    """The suite, or its tasks by name where they are not all that it has."""
+    whole = results["tasks"].keys() == set(SUITES.get(results["suite"], ()))
+    return str(results["suite"]) if whole else ", ".join(results["tasks"])
 
 
 def kind_of_interval(results: Results) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from volar.sim.report_page import rate, spread
-from volar.sim.report_success import kind_of_interval, label, randomized, rows, told
+from volar.sim.report_success import evaluated, kind_of_interval, label, randomized, rows, told
 
 Results = Mapping[str, Any]
 
@@ -14,7 +14,7 @@ def print_table(results: Results) -> None:
     from rich.console import Console
 
     console = Console()
-    title = f"success on {results['suite']}, {kind_of_interval(results)}"
+    title = f"success on {evaluated(results)}, {kind_of_interval(results)}"
     console.print(_table(results, title, "success", told(results), counts=True))
     if others := randomized(results):
         console.print(_table(results, "under randomization", results["randomization"], others, counts=False))

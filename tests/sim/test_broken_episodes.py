@@ -181,6 +181,9 @@ def test_an_episode_that_broke_in_its_premise_breaks_again(artifact_folder: Path
 def test_a_file_that_is_no_replay_is_named(tmp_path: Path) -> None:
     with pytest.raises(VolarError, match=r"no replay file .*nowhere\.npz"):
         replay(ReplayConfig(tmp_path / "nowhere.npz"))
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(VolarError, match=r"results\.json is no replay file: volar-evaluate leaves them as OUTPUT"):
+        replay(ReplayConfig(tmp_path / "results.json"))
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(VolarError, match=r"other\.npz is not a replay file"):
         replay(ReplayConfig(tmp_path / "other.npz"))

@@ -12,6 +12,7 @@ from volar.sim.report import write_report
 from volar.sim.report_terminal import print_table
 from volar.sim.sensitivity import sensitivity
 from volar.sim.sequential import confidence_sequence
+from volar.sim.tasks import SUITES
 from volar.sim.video import write_mp4
 from volar.sim.wilson import wilson_interval
 
@@ -122,6 +123,17 @@ def test_lost_episodes_are_listed_with_the_command_that_shows_them_again(
     assert "the red block moves by 0.100 m by itself" in page
     whole = results | {"episodes": [_episode(0)]}
     assert "Lost episodes" not in write_report(tmp_path, whole).read_text()
+
+
+def test_the_title_names_the_tasks_where_they_are_not_the_whole_suite(
+    tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "<h1>Volar evaluation: reach, lift</h1>" in write_report(tmp_path, results).read_text()
+    print_table(results)
+    assert "success on reach, lift" in " ".join(capsys.readouterr().out.split())
+    every = {"tasks": dict.fromkeys(SUITES["tabletop"], _tally(9, 10))}
+    whole = results | every | {"wrong_instruction": results["wrong_instruction"] | every}
+    assert "<h1>Volar evaluation: tabletop</h1>" in write_report(tmp_path, whole).read_text()
 
 
 def test_holds_say_how_many_episodes_they_cost(tmp_path: Path, results: dict[str, Any]) -> None:
