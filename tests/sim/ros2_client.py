@@ -12,7 +12,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-WAIT_S = 20.0  # discovery alone can take 2.4 s
+WAIT_S = 90.0  # for what takes a second or two on an idle machine; discovery alone can take 2.4 s
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_lifecycle(graph: Graph, artifact_folder: Path, tmp_path: Path) -> None:
     bag = tmp_path / "bag"
     controller = graph.controller(policy=tmp_path / "nothing", instruction="lift", use_sim_time="true", record=bag)
     assert not graph.change("configure")
-    assert graph.lifecycle() == "unconfigured"
+    graph.until(lambda: graph.lifecycle() == "unconfigured")
     assert "no such folder" in (tmp_path / "nodes.log").read_text()
     assert graph.trigger("stop") == (False, "not moving: activate the node first")
     assert graph.set_parameter("policy", str(artifact_folder)) == (True, "")
@@ -74,7 +74,8 @@ def test_lifecycle(graph: Graph, artifact_folder: Path, tmp_path: Path) -> None:
     assert graph.change("activate")
     graph.until(lambda: graph.state == "running" and len(graph.commands) > 100)
     assert graph.change("deactivate")
-    graph.spin(0.3)
+    graph.until(lambda: at_rest(graph))
+    graph.spin(0.3)  # what was on its way
     assert at_rest(graph)
     check_commands(graph)
     count = len(graph.commands)
@@ -83,7 +84,7 @@ def test_lifecycle(graph: Graph, artifact_folder: Path, tmp_path: Path) -> None:
     check_recording(bag, count)
 
     assert graph.change("cleanup")
-    assert graph.lifecycle() == "unconfigured"
+    graph.until(lambda: graph.lifecycle() == "unconfigured")
     controller.send_signal(signal.SIGINT)
     graph.until(lambda: controller.poll() is not None)
     assert controller.returncode == 0
@@ -179,9 +180,8 @@ def test_sigterm_brakes_first(graph: Graph, artifact_folder: Path) -> None:
     graph.until(lambda: graph.state == "running" and not at_rest(graph))
     controller.send_signal(signal.SIGTERM)
     graph.until(lambda: controller.poll() is not None)
-    graph.spin(0.3)
     assert controller.returncode == 0
-    assert at_rest(graph)
+    graph.until(lambda: at_rest(graph))
     check_commands(graph)
 
 

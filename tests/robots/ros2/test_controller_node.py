@@ -22,6 +22,8 @@ PERIODS = 30
 PIXELS = 16  # of the artifact
 # Where it is not the deadlines that are tested.
 PATIENT = {"joint_state_age_s": "2.0", "camera_age_s": "5.0", "clock_jump_s": "5.0"}
+# Where they are: one that a busy machine keeps while the sensor speaks.
+TESTED = PATIENT | {"joint_state_age_s": "1.0", "camera_age_s": "2.0"}
 
 
 def pass_by(arm: Any, controller: Any, periods: int = PERIODS) -> None:
@@ -42,22 +44,28 @@ def activate(arm: Any, controller: Any) -> None:
     controller.until(lambda: arm.moving)
 
 
+def heard_out(arm: Any, controller: Any) -> bool:
+    """Waits for the commands that are on their way: true when the last one rests."""
+    controller.until(lambda: not arm.moving)
+    pass_by(arm, controller)
+    return not arm.commands[-1].dq.any()
+
+
 def test_lifecycle(stage: Stage) -> None:
     """Commands come between activation and deactivation only, begin and end at rest, and keep the limits."""
-    arm, controller = stage()
+    arm, controller = stage(**PATIENT)
     arm.run()
     assert controller.lifecycle == "unconfigured"
     assert controller.transition("configure")
     pass_by(arm, controller)
     assert controller.lifecycle == "inactive"
-    assert controller.said == "inactive"
+    controller.until(lambda: controller.said == "inactive")
     assert arm.commands == []
     for _ in range(2):  # a second time, from where the arm is put
         arm.home()
         activate(arm, controller)
         assert controller.transition("deactivate")
-        last = arm.commands[-1]
-        assert not last.dq.any()
+        assert heard_out(arm, controller)
         count = len(arm.commands)
         pass_by(arm, controller)
         assert len(arm.commands) == count
@@ -70,14 +78,14 @@ def test_lifecycle(stage: Stage) -> None:
     assert arm.messages[-1].header.stamp.sec == 0  # from its arrival: no controller drops it for being late
     assert arm.messages[-1].points[0].time_from_start.nanosec == 10_000_000
     assert controller.transition("active_shutdown")
-    assert controller.process.wait(timeout=20) == 0
-    assert not arm.commands[-1].dq.any()
+    assert controller.process.wait(timeout=60) == 0
+    assert heard_out(arm, controller)
     assert within_limits(arm)
 
 
 def test_orders(stage: Stage) -> None:
     """Each is answered by the loop, with its reason where it is denied; an instruction comes by topic or parameter."""
-    arm, controller = stage()
+    arm, controller = stage(**PATIENT)
     arm.run()
     assert controller.transition("configure")
     answer = controller.trigger("stop")
@@ -136,7 +144,7 @@ def test_why_the_policy_gives_no_chunk_is_said(stage: Stage) -> None:
 
 def test_faults_of_the_senses(stage: Stage) -> None:
     """A sensor that falls silent stops the arm by name; it moves again when told to, and not before it is heard."""
-    arm, controller = stage()
+    arm, controller = stage(**TESTED)
     arm.run()
     assert controller.transition("configure")
     activate(arm, controller)
@@ -160,7 +168,7 @@ def test_faults_of_the_senses(stage: Stage) -> None:
 
 def test_images_that_cannot_be_the_policys_are_named(stage: Stage) -> None:
     """Whatever a camera sends, the others and the services go on."""
-    arm, controller = stage()
+    arm, controller = stage(**TESTED)
     assert controller.transition("configure")
     assert controller.transition("activate")
     arm.run()
@@ -175,7 +183,7 @@ def test_images_that_cannot_be_the_policys_are_named(stage: Stage) -> None:
 
 
 def test_a_configuration_that_is_refused_leaves_the_node_alive(stage: Stage, artifact_path: Path) -> None:
-    arm, controller = stage(policy="nowhere")
+    arm, controller = stage(policy="nowhere", **PATIENT)
     arm.run()
     assert not controller.transition("configure")
     assert controller.lifecycle == "unconfigured"
@@ -193,7 +201,7 @@ def test_a_configuration_that_is_refused_leaves_the_node_alive(stage: Stage, art
 
 def test_an_arm_that_was_told_nothing_does_not_move(stage: Stage) -> None:
     """It says what it waits for; the first instruction starts it."""
-    arm, controller = stage(instruction="")
+    arm, controller = stage(instruction="", **PATIENT)
     assert controller.transition("configure")
     assert controller.transition("activate")
     controller.until(lambda: "joint fr3_joint1" in controller.values.get("waits for", ""))
@@ -234,7 +242,7 @@ def test_an_order_to_rest_is_kept_while_the_node_waits(stage: Stage, order: str,
 
 def test_it_starts_only_from_a_fresh_finite_state_at_rest(stage: Stage) -> None:
     """What is wrong with the newest one is said; nothing is sent until one will do."""
-    arm, controller = stage()
+    arm, controller = stage(**TESTED)
     arm.speed = 1.0
     arm.run()
     assert controller.transition("configure")
@@ -248,7 +256,7 @@ def test_it_starts_only_from_a_fresh_finite_state_at_rest(stage: Stage) -> None:
     arm.q[3], arm.speed = np.nan, None
     waits_for("a state to start from: fr3_joint4 is measured at nan")
     arm.states = False
-    waits_for("a joint state newer than 0.1 s")
+    waits_for("a joint state newer than 1 s")
     arm.home()
     arm.states = True
     controller.until(lambda: arm.moving)
@@ -258,17 +266,17 @@ def test_it_starts_only_from_a_fresh_finite_state_at_rest(stage: Stage) -> None:
 
 def test_it_does_not_start_from_where_the_arm_was(stage: Stage) -> None:
     """Everything has come once, and the driver has fallen silent before the instruction comes."""
-    arm, controller = stage(instruction="")
+    arm, controller = stage(instruction="", **TESTED)
     arm.run()
     assert controller.transition("configure")
     assert controller.transition("activate")
     controller.until(lambda: controller.values.get("waits for") == "an instruction")
     arm.states = False
-    controller.until(lambda: controller.values.get("waits for") == "a joint state newer than 0.1 s, an instruction")
+    controller.until(lambda: controller.values.get("waits for") == "a joint state newer than 1 s, an instruction")
     arm.q = arm.q + 0.1  # somebody moves it meanwhile
     start = arm.q
     assert controller.set_text("instruction", "lift the red block").successful
-    controller.until(lambda: controller.values.get("waits for") == "a joint state newer than 0.1 s")
+    controller.until(lambda: controller.values.get("waits for") == "a joint state newer than 1 s")
     assert controller.said == "active"
     assert arm.commands == []
     arm.states = True

@@ -49,7 +49,8 @@ def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -
     controller.until(lambda: arm.moving)
     controller.until(lambda: len(arm.commands) > 60)
     assert controller.terminate(signal.SIGTERM) == 0, controller.log
-    assert not arm.commands[-1].dq.any()
+    ended = arm.periods
+    controller.until(lambda: not arm.commands[-1].dq.any() and arm.periods > ended + 30)  # what was on its way
     heard = recorded(folder)
     sent = [np.array(message.points[0].positions) for message in arm.messages]
     kept = [message.points[0].positions for _, message in heard["/volar/command"]]
@@ -76,7 +77,7 @@ def test_a_signal_brakes_and_the_recording_opens(stage: Stage, tmp_path: Path) -
 def test_a_command_that_was_not_sent_is_not_recorded(stage: Stage, tmp_path: Path) -> None:
     """Nobody knows where the arm is: it rests in a stop, and commands cease."""
     folder = tmp_path / "recording"
-    arm, controller = stage(autostart="true", record=folder, **PATIENT | {"joint_state_age_s": "0.5"})
+    arm, controller = stage(autostart="true", record=folder, **PATIENT | {"joint_state_age_s": "1.0"})
     arm.run()
     controller.until(lambda: arm.moving)
     arm.states = False
@@ -92,7 +93,7 @@ def test_a_command_that_was_not_sent_is_not_recorded(stage: Stage, tmp_path: Pat
 
 def test_simulated_time(stage: Stage) -> None:
     """Nothing before the clock; a command for each period of it, one for several at once; a clock set back is named."""
-    arm, controller = stage(arm={"sim_time": True}, use_sim_time="true")
+    arm, controller = stage(arm={"sim_time": True}, use_sim_time="true", **PATIENT)
     assert controller.transition("configure")
     assert controller.transition("activate")
     controller.until(lambda: controller.values.get("waits for") == "/clock", arm.period)
@@ -242,7 +243,7 @@ def test_what_cannot_start_says_why_in_a_line(network: Any, arguments: list[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == code, done.stderr
     assert said in done.stderr.splitlines()[-1]

@@ -50,14 +50,14 @@ def test_it_moves_the_arm_and_reports(network: Any, verb: Any, tmp_path: Path) -
     with network.client() as client:
         arm = network.module.ExactArm(client)
         arm.run()
-        process = verb("duration_s=1", "--ros-args", "-p", "camera_sync_s:=0.03", *PATIENT)
-        said, error = process.communicate(timeout=60)
+        process = verb("duration_s=2", "--ros-args", "-p", "camera_sync_s:=0.03", *PATIENT)
+        said, error = process.communicate(timeout=180)
         assert process.returncode == 0, error
-        assert not arm.commands[-1].dq.any()
+        client.until(lambda: not arm.commands[-1].dq.any())
         margins = arm.margins()
         arm.close()
     result = json.loads((tmp_path / "run" / "control.json").read_text())
-    assert result["duration_s"] >= 1.0
+    assert result["duration_s"] >= 2.0
     assert result["ticks"] > 50
     assert result["period_error_ms"]["p99"] > 0
     assert result["observation_to_chunk_ms"]["p50"] > 0
@@ -76,7 +76,7 @@ def test_without_a_robot_it_says_what_it_waited_for(verb: Any, tmp_path: Path) -
     line = process.stdout.readline()
     assert line.startswith("waits for joint fr3_joint1")
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "nothing was sent: the node waited for joint fr3_joint1" in error
     assert not (tmp_path / "run").exists()
@@ -89,7 +89,7 @@ def test_what_it_waited_for_is_what_was_missing_before_it_was_left(network: Any,
         process = verb("--ros-args", "-p", "trajectory_topic:=/nobody", *PATIENT)
         assert any(line == "waits for a subscriber of /nobody\n" for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=180)
         arm.close()
     assert process.returncode == 1
     assert "the node waited for a subscriber of /nobody; does" in error
@@ -108,7 +108,7 @@ def test_what_it_waited_for_is_what_was_missing_before_it_was_left(network: Any,
 )
 def test_what_it_refuses(verb: Any, words: list[str], code: int, said: str) -> None:
     process = verb(*words)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     assert process.returncode == code, error
     assert said in error
     assert "Traceback" not in error
@@ -116,7 +116,7 @@ def test_what_it_refuses(verb: Any, words: list[str], code: int, said: str) -> N
 
 def test_without_ros2_it_names_the_extra(verb: Any) -> None:
     process = verb(code=WITHOUT_ROS2)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "pip install 'volar[ros2]'" in error
     assert "Traceback" not in error
