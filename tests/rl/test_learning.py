@@ -44,7 +44,7 @@ def test_grpo_learns_a_bandit(small: SimpleNamespace) -> None:
     rng, policy = np.random.default_rng(0), small.policy()
     learner = Learner(policy, FAST)
     assert max(share(small, policy, 1)) < 0.8
-    for _ in range(11):
+    for _ in range(14):
         episodes = []
         for i in range(32):
             inputs, tokens = tried(small, policy, rng, 1)
@@ -58,7 +58,7 @@ def test_ppo_learns_two_steps_of_which_only_both_earn(small: SimpleNamespace) ->
     rng, policy = np.random.default_rng(0), small.policy()
     learner = Learner(policy, FAST)
     assert max(share(small, policy, 2)) < 0.8
-    for i in range(12):
+    for i in range(18):
         episodes = []
         for _ in range(32):
             inputs, tokens = tried(small, policy, rng, 2)
