@@ -293,8 +293,9 @@ def test_it_drives_the_simulated_arm_within_limits(act: Path) -> None:
     assert min(vars(record.margins).values() if hasattr(record.margins, "__dict__") else record.margins.values()) >= 0
 
 
+@pytest.mark.real_time
 def test_it_runs_in_a_process_of_its_own(act: Path, tmp_path: Path) -> None:
-    config = ControlConfig(f"lerobot:{act}", "sim/so101", task="reach", duration_s=1.0, output=tmp_path / "out")
+    config = ControlConfig(f"lerobot:{act}", "sim/so101", task="reach", duration_s=3.0, output=tmp_path / "out")
     result = control(config)
     assert result["policy_restarts"] == 0
     assert result["invalid"] == 0
