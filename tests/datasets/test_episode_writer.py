@@ -127,7 +127,7 @@ def test_a_killed_process_loses_only_the_open_shard(
 ) -> None:
     root = tmp_path / "out"
     arguments = [sys.executable, "-c", COLLECT_AND_DIE, str(dataset), str(root), str(dataset)]
-    assert subprocess.run(arguments, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert subprocess.run(arguments, check=False, timeout=180).returncode == -signal.SIGKILL
     writer = EpisodeWriter.resume(root)
     assert writer.episodes == 8
     writer.finalize()

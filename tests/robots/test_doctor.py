@@ -10,14 +10,18 @@ from volar.robots import doctor
 
 
 def test_this_machine_renders_and_runs_onnx() -> None:
-    for check in (doctor.check_renderer(), doctor.check_onnxruntime(), doctor.check_lerobot(), doctor.check_python()):
+    for check in (doctor.check_onnxruntime(), doctor.check_lerobot(), doctor.check_python()):
         assert check.status == "ok", check
+    check = doctor.check_renderer()
+    assert check.status == ("optional" if "beside a GPU" in check.found else "ok"), check
 
 
 def test_the_rate_of_a_simulated_camera_is_measured() -> None:
-    rates = re.findall(r"(\d+) frames/s at (\d+x\d+)", doctor.check_renderer().found)
+    found = doctor.check_renderer().found
+    rates = re.findall(r"(\d+) frames/s at (\d+x\d+)", found)
     assert [size for _, size in rates] == ["96x96", "512x512"]
-    assert int(rates[0][0]) > int(rates[1][0]) > 0  # 28 times the pixels
+    if "llvmpipe" in found:  # to a GPU 28 times the pixels are as nothing
+        assert int(rates[0][0]) > int(rates[1][0]) > 0
 
 
 def test_no_driver_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,8 @@ def test_the_child_leaves_with_its_parent(artifact: "TinyArtifact") -> None:
     parent = subprocess.run(
         [sys.executable, "-c", code, str(artifact.path)], capture_output=True, text=True, check=False
     )
-    assert parent.stderr == ""
+    # What ONNX Runtime remarks about a machine's devices is no complaint.
+    assert [line for line in parent.stderr.splitlines() if "onnxruntime" not in line] == []
     child, deadline = Path(f"/proc/{int(parent.stdout)}"), time.monotonic() + 60
     while child.exists() and "Z" not in (child / "stat").read_text().split()[2] and time.monotonic() < deadline:
         time.sleep(0.01)

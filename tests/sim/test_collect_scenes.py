@@ -118,7 +118,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(code)
     # The worker inherits the pipe: reading to its end waits until the worker is gone.
-    killed = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    killed = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False, timeout=180)
     assert killed.returncode == -signal.SIGKILL
     assert int(killed.stdout)  # the worker did run
 
