@@ -194,9 +194,14 @@ def _hydra_value(text: str, hint: Any) -> str:
     if origins & {tuple, list}:
         return text if text.startswith("[") else f"[{text}]"
     if all(option in (str, Path) or isinstance(option, str) for option in options):  # str, Path, Literal["a", "b"]
-        escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-        return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+        return quoted(text)
     return text
+
+
+def quoted(text: str) -> str:
+    """The text as a string of Hydra's grammar, whatever is in it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def _compose(node: Any, settings: dict[str, str]) -> dict[str, Any]:

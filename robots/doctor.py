@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from volar.robots.artifact_runtime import PROVIDER_VARIABLE
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
+from volar.robots.provenance import usable_cpus
 
 Status = Literal["ok", "optional", "broken"]
 
@@ -109,7 +110,7 @@ def check_python() -> Check:
 
 
 def check_cores_and_memory() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = f"{cores} cores, {memory_gib:.0f} GiB"
     if cores < 2:

@@ -9,7 +9,6 @@ Two more verbs, each with a --help of its own:
   volar-evaluate replay FILE    a broken episode again, bit for bit
 """
 
-import os
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -221,8 +220,9 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
 
 
 def _workers(config: EvaluateConfig) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.workers or cores
+    from volar.robots.provenance import usable_cpus
+
+    return config.workers or usable_cpus()
 
 
 def _require_some(records: "list[EpisodeRecord]") -> None:

@@ -11,8 +11,9 @@ from volar.robots.errors import VolarError
 from volar.sim.episode_record import EpisodeRecord, read_records
 
 SETTINGS, EPISODES, RESULTS, REPORT = "evaluation.json", "episodes.jsonl", "results.json", "report.html"
+TIMES = "times.jsonl"
 # What an evaluation writes; nothing else in a folder is ever touched.
-_WRITTEN = (SETTINGS, EPISODES, RESULTS, REPORT, "videos", "replays", "checkpoints")
+_WRITTEN = (SETTINGS, EPISODES, TIMES, RESULTS, REPORT, "videos", "replays", "checkpoints")
 
 
 class AnotherEvaluation(VolarError):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from volar.sim.conditions import STANDARD
 from volar.sim.episode_record import EpisodeRecord, append_record
+from volar.sim.episode_times import EpisodeTimes
 from volar.sim.evaluation import Bench, run_jobs
 from volar.sim.evaluation_folder import EPISODES
 from volar.sim.evaluation_plan import Plan
@@ -21,10 +22,12 @@ def run_plan(bench: Bench, plan: Plan, before: Sequence[EpisodeRecord], workers:
     if left == 0:
         return records
     columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    times = EpisodeTimes(plan.output)
     with Progress(*columns, TimeRemainingColumn()) as bar:
         shown = bar.add_task("", total=plan.wanted, completed=plan.done)
         standard = [record.success for record in records if record.condition == STANDARD and record.valid]
         for record in run_jobs(bench, plan.missing(), min(workers, left)):
+            times.add()
             append_record(plan.output / EPISODES, record)
             records.append(record)
             plan.add(record)

@@ -1,13 +1,16 @@
 """What an evaluation says in the end: results.json, report.html, and the table on the screen."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volar.robots.contract import PolicyContract
+from volar.robots.provenance import made
 from volar.sim.comparison import compare, sentence
 from volar.sim.conditions import THROUGH_ROS2
 from volar.sim.episode_record import EpisodeRecord
+from volar.sim.episode_times import time_taken
 from volar.sim.evaluation import versions
 from volar.sim.evaluation_folder import RESULTS, write_whole
 from volar.sim.evaluation_plan import Plan
@@ -28,7 +31,11 @@ def results_of(
     identity: dict[str, Any],
     records: list[EpisodeRecord],
 ) -> dict[str, Any]:
-    """results.json, but for the learning curve and the films."""
+    """results.json, but for the learning curve and the films.
+
+    `made`: how, when and on what machine (see `volar.robots.provenance`; `time`: of `volar.sim.episode_times`), of the
+    run that wrote it. It differs between two runs of the same evaluation, so that no comparison looks at it.
+    """
     standard, *others = config.conditions
     return {
         "policy": str(folder),
@@ -44,6 +51,7 @@ def results_of(
         "max_steps": config.max_steps,
         "stop": config.stop,
         "versions": versions(),
+        "made": made("volar-evaluate", config, datetime.now(UTC)) | {"time": time_taken(config.output)},
         **plan.summary(records, standard),
         "margins": worst_margins(records),
         "conditions": others,

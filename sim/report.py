@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from volar.sim.evaluation_folder import REPORT, write_whole
 from volar.sim.report_charts import learning_curve, loss_curve, sensitivity_section
 from volar.sim.report_details import films_section, holds_section, lost_section, reproduction_section
+from volar.sim.report_made import made_section, time_line
 from volar.sim.report_page import e, page, rate
 from volar.sim.report_success import evaluated, figures, randomization_section, success_section
 
@@ -29,9 +30,16 @@ def write_report(output: Path, results: Mapping[str, Any], contract: "PolicyCont
         sensitivity_section(results["sensitivity"]),
         lost_section(output, results),
         holds_section(results["episodes"]),
+        _made(results),
         reproduction_section(results, contract),
     ]
     return write_whole(output / REPORT, page(f"{title}: {rate(results['overall'])}", parts))
+
+
+def _made(results: Mapping[str, Any]) -> str:
+    """Nothing for results of before `made` was kept."""
+    made = results.get("made", {})
+    return made_section(made, more={"episodes took": time_line(made["time"])} if made else None)
 
 
 def _settings(results: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volar.robots.loop_state import LATCHING
+from volar.sim.report_made import facts_card
 from volar.sim.report_page import card, e, note, row, section, table
 from volar.sim.report_success import label, randomized
 
@@ -112,7 +113,4 @@ def reproduction_section(results: Results, contract: "PolicyContract | None") ->
             "state": ", ".join(contract.state_names),
             "cameras": ", ".join(f"{c.name} {c.width}×{c.height}" for c in contract.cameras),
         }
-    lines = "".join(
-        f"<tr><td>{e(name)}</td><td class=v><code>{e(value)}</code></td></tr>" for name, value in facts.items()
-    )
-    return section("Contract and versions", card(f"<table>{lines}</table>"))
+    return section("Contract and versions", facts_card(facts))

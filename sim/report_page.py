@@ -29,7 +29,7 @@ tr.all td { font-weight: 650 } .films { display: grid; gap: 14px;
 figure video { width: 100%; aspect-ratio: 2; display: block; background: var(--note) }
 figure.card { padding: 0 0 8px; overflow: hidden } figcaption { padding: 8px 12px 0; font-size: 13px }
 .tag { font-weight: 650 } .ok { color: var(--good) } .no { color: var(--bad) } svg { display: block }
-td.v { white-space: normal } svg text { fill: var(--soft); font: 11px system-ui, sans-serif }
+a { color: inherit } td.v { white-space: normal } svg text { fill: var(--soft); font: 11px system-ui, sans-serif }
 .groups { display: flex; gap: 14px } .groups > div { flex: 1 1 0; min-width: 118px; font-size: 12px }
 summary { cursor: pointer; color: var(--soft); padding: 8px 0 }
 """

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from volar.sim.conditions import HELD_OUT_INSTRUCTION, THROUGH_ROS2, WRONG_INSTRUCTION, under_randomization
+from volar.sim.failures import failures
 from volar.sim.report_page import bar, card, e, note, rate, row, section, spread, table
 from volar.sim.tasks import SUITES
 
@@ -99,7 +100,7 @@ def success_section(results: Results) -> str:
             "policy that listens scores low."
         )
     text += " Broke down: crashed, counted as failures. Invalid: the scene itself was not as it should be; not counted."
-    return section("Success by task", card(table(heads, found)), note(text))
+    return section("Success by task", card(table(heads, found)), _why(results["episodes"]), note(text))
 
 
 def randomization_section(results: Results) -> str:
@@ -114,7 +115,17 @@ def randomization_section(results: Results) -> str:
     overall = (results["overall"], *(results[key]["overall"] for key in others))
     found.append(row("", *(bar(tally, width=110) for tally in overall)))
     heads = ["task", results["randomization"], *map(label, others)]
-    return section("Success under randomization", card(table(heads, found)), note("The same seeds under each preset."))
+    why = (_why(results[key]["episodes"], f"{label(key)}: ") for key in others)
+    return section(
+        "Success under randomization", card(table(heads, found)), *why, note("The same seeds under each preset.")
+    )
+
+
+def _why(episodes: Iterable[Results], name: str = "") -> str:
+    """Of those that failed, in a sentence that `name` begins."""
+    said = failures(episodes)
+    text = f"{name}{said}." if name else f"O{said.removeprefix('o')}."
+    return f"<p>{e(text)}</p>" if said else ""
 
 
 def _rate_and_spread(tally: Results) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from volar.sim.failures import failures
 from volar.sim.report_page import rate, spread
 from volar.sim.report_success import evaluated, kind_of_interval, label, randomized, rows, told
 
@@ -18,6 +19,8 @@ def print_table(results: Results) -> None:
     console.print(_table(results, title, "success", told(results), counts=True))
     if others := randomized(results):
         console.print(_table(results, "under randomization", results["randomization"], others, counts=False))
+    if said := failures(results["episodes"]):
+        console.print(said)
     overall = results["overall"]
     if overall["broken"]:
         console.print(f"broke down, counted as failures: {overall['broken']} (the report says how to run them again)")

@@ -71,6 +71,18 @@ def test_a_clearly_better_policy_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "http" not in page
 
 
+def test_how_evaluations_were_made_does_not_decide_whether_they_compare(tmp_path: Path) -> None:
+    found = {"lift": outcomes(0.4, 60, 3)}
+    made = [
+        {"command": f"volar-evaluate output={name}", "date": f"2026-01-0{i}", "machine": {"cpus": i}, "time": {}}
+        for i, name in enumerate("ab", 1)
+    ]
+    folders = [save(tmp_path / name, results(found, made=how)) for name, how in zip("ab", made, strict=True)]
+    old = save(tmp_path / "old", results(found))  # of before it was kept
+    both = compare_evaluations(CompareConfig((*folders, old), output=tmp_path / "out"))["comparisons"]
+    assert [comparison["overall"]["difference"] for comparison in both] == [0.0, 0.0]
+
+
 def test_the_order_of_the_evaluations_only_changes_the_sign(tmp_path: Path) -> None:
     one, two = results({"lift": outcomes(0.4, 60, 3)}), results({"lift": outcomes(0.7, 60, 4)})
     a, b = save(tmp_path / "a", one), save(tmp_path / "b", two)

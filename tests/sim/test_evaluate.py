@@ -1,8 +1,10 @@
 """An evaluation is its settings: same episodes at any number of workers, resumable, never over something else."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from volar.robots.command_line import parse
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.exported_policy import ExportedPolicy
@@ -138,6 +141,20 @@ def test_results_have_the_documented_form(config: EvaluateConfig, results: dict[
     assert {"volar", "mujoco", "python"} <= set(written["versions"])
 
 
+def test_the_command_in_the_results_makes_them_again(config: EvaluateConfig, results: dict[str, Any]) -> None:
+    made = results["made"]
+    words = shlex.split(made["command"])
+    assert words[0] == "volar-evaluate"
+    assert parse(EvaluateConfig, words[1:]) == config
+    assert not any(word.startswith(("seed=", "robot=")) for word in words)  # the defaults
+    assert datetime.fromisoformat(made["date"]).utcoffset() == timedelta(0)
+    assert made["time"]["timed"] == made["time"]["episodes"] == 2 * EPISODES  # of each instruction
+    assert made["time"]["seconds"] > 0
+    page = (config.output / "report.html").read_text()
+    for text in (made["date"], made["machine"]["cpu"], "How it was made", f"for {2 * EPISODES} episodes"):
+        assert text in page
+
+
 def test_films_replay_the_same_bits(config: EvaluateConfig, results: dict[str, Any]) -> None:
     assert results["replay"] == {"episodes": 1, "identical": 1}
     film = (config.output / results["videos"][0]["file"]).read_bytes()
@@ -185,6 +202,8 @@ def test_hashes_do_not_depend_on_the_number_of_workers(
     two = evaluate(replace(config, workers=2, videos=0, output=tmp_path / "two"))
     for key in ("episodes", "overall", "wrong_instruction"):
         assert two[key] == results[key]
+    apart = {"made", "videos", "replay"}  # how, where and when; and what was filmed
+    assert {key: two[key] for key in two.keys() - apart} == {key: results[key] for key in results.keys() - apart}
     here = loop.run(results["episodes"][0]["seed"])  # in this process, after other episodes
     assert here.episode_sha256 == results["episodes"][0]["episode_sha256"]
 
@@ -198,6 +217,13 @@ def test_an_interrupted_evaluation_continues(config: EvaluateConfig, results: di
     resumed = evaluate(replace(config, output=output, resume=True, videos=0))
     assert resumed["episodes"] == results["episodes"]
     assert len((output / "episodes.jsonl").read_text().splitlines()) == len(lines)
+    before, after = results["made"], resumed["made"]
+    assert after["time"]["timed"] == len(lines)
+    assert after["time"]["seconds"] > before["time"]["seconds"]  # that of both parts
+    assert "resume=" not in after["command"]
+    (output / "times.jsonl").unlink()
+    unknown = evaluate(replace(config, output=output, resume=True, videos=0, episodes=EPISODES + 1))["made"]["time"]
+    assert (unknown["timed"], unknown["episodes"]) == (2, len(lines) + 2)
     with pytest.raises(VolarError, match="seed was 0, is 1"):
         evaluate(replace(config, output=output, resume=True, seed=1))
 

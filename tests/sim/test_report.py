@@ -146,6 +146,37 @@ def test_holds_say_how_many_episodes_they_cost(tmp_path: Path, results: dict[str
     assert "the arm stopped" not in write_report(tmp_path, results).read_text()
 
 
+def test_failures_have_their_reasons(
+    tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = _episode(3, holds={"tracking_error": 700})
+    visual = {**results["wrong_instruction"], "episodes": [_episode(0), _episode(1, success=True)]}
+    found = results | {"episodes": [*results["episodes"], stopped], "randomization:visual": visual}
+    page = write_report(tmp_path, found).read_text()
+    assert "<p>Of 3 failures: 1 broke down, 1 ran out of time, 1 stopped by tracking_error.</p>" in page
+    assert "<p>visual: of 1 failure: 1 ran out of time.</p>" in page
+    print_table(found)
+    assert "of 3 failures: 1 broke down, 1 ran out of time" in " ".join(capsys.readouterr().out.split())
+    whole = found | {"episodes": [_episode(0, success=True)]}
+    assert "Of " not in write_report(tmp_path, whole).read_text()
+
+
+def test_the_report_says_how_it_was_made(tmp_path: Path, results: dict[str, Any]) -> None:
+    assert "How it was made" not in write_report(tmp_path, results).read_text()  # results of before it was kept
+    made = {
+        "command": "volar-evaluate 'policy=my <runs>/policy' seed=3",
+        "date": "2026-02-28T23:30:05+00:00",
+        "machine": {"cpu": "Some CPU", "cpus": 16, "gpu": None},
+        "time": {"seconds": 723.0, "timed": 40, "episodes": 60},
+    }
+    page = write_report(tmp_path, results | {"made": made}).read_text()
+    assert "volar-evaluate &#x27;policy=my &lt;runs&gt;/policy&#x27; seed=3" in page
+    for text in ("2026-02-28T23:30:05+00:00", "Some CPU, 16 CPUs, no GPU", "12 min 3 s by the wall clock for 40 of 60"):
+        assert text in page
+    graphics = made | {"machine": {"cpu": "Some CPU", "cpus": 1, "gpu": "2 × NVIDIA B"}}
+    assert "Some CPU, 1 CPU, 2 × NVIDIA B" in write_report(tmp_path, results | {"made": graphics}).read_text()
+
+
 def test_several_checkpoints_make_a_learning_curve(tmp_path: Path, results: dict[str, Any]) -> None:
     curve = [{"step": 100 * i, **_tally(7 * i, 30)} for i in (1, 2, 3, 4)]
     page = write_report(tmp_path, results | {"learning_curve": curve}).read_text()
