@@ -3,15 +3,19 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 from volar.rl.finetune import FinetuneConfig
 from volar.rl.finetuning_run import BEST, CLONED
+from volar.robots.config_values import REQUIRED
+from volar.robots.provenance import changed, made
 from volar.sim.comparison import compare, require_paired, sentence
 from volar.sim.conditions import under_randomization
 from volar.sim.evaluate import EvaluateConfig, evaluate
-from volar.sim.evaluation_folder import AnotherEvaluation, write_whole
+from volar.sim.evaluation import versions
+from volar.sim.evaluation_folder import REPORT, AnotherEvaluation, write_whole
+from volar.sim.report_made import duration, made_section
 from volar.sim.report_page import bar, card, e, note, page, rate, row, section, spread, table
 
 BEFORE, AFTER = "before", "after"  # folders of evaluations
@@ -47,8 +51,10 @@ def write_finetuning_report(config: FinetuneConfig, workers: int, reason: str) -
             "judged": judged["overall"],
         }
         print(f"{preset}: {sentence(judged['overall'], 'before', 'after')}")
-    write_whole(config.output / SUMMARY, json.dumps({"ended": reason, "presets": found}, indent=1) + "\n")
-    path = write_whole(config.output / "report.html", _page(config, found, reason))
+    how = made("volar-finetune", config, datetime.now(UTC)) | {"versions": versions()}
+    summary = {"ended": reason, "presets": found, "made": how}
+    write_whole(config.output / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    path = write_whole(config.output / REPORT, _page(config, summary))
     print(f"report: {path}")
     return found
 
@@ -77,18 +83,20 @@ def _evaluation(config: FinetuneConfig, folder: str, policy: str, presets: tuple
         return evaluate(replace(wanted, overwrite=True))
 
 
-def _page(config: FinetuneConfig, found: Results, reason: str) -> str:
+def _page(config: FinetuneConfig, summary: Results) -> str:
     title = f"Volar fine-tuning: {', '.join(config.task_names)}"
-    settings = f"{config.algorithm} under {config.randomization} · seed {config.seed} · {reason}"
+    settings = f"{config.algorithm} under {config.randomization} · seed {config.seed} · {summary['ended']}"
     parts = [f"<h1>{e(title)}</h1>", f'<p class="soft">policy <code>{e(config.policy)}</code> · {e(settings)}</p>']
-    for preset, result in found.items():
+    for preset, result in summary["presets"].items():
         lines = [_line(name, result["tasks"][name]) for name in result["tasks"]]
         overall = {"before": result["before"], "after": result["after"], "judged": result["judged"]}
         lines.append(_line("overall", overall).replace("<tr>", "<tr class=all>", 1))
         heads = ("task", "before", "after", "", "difference", "95 % interval", "p")
         verdict = card(f"<b>{e(sentence(result['judged'], 'before', 'after'))}</b>")
         parts.append(section(f"Randomization {preset}", verdict, card(table(heads, lines))))
-    parts.append(section("Over the run", *_curves(config.output / "metrics.jsonl")))
+    parts.append(_links())
+    metrics = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    parts.append(section("Over the run", *_curves(metrics)))
     parts.append(
         note(
             "The same episodes before and after; rates with Wilson 95 % intervals, differences with Newcombe's paired "
@@ -96,7 +104,39 @@ def _page(config: FinetuneConfig, found: Results, reason: str) -> str:
             "held-out evaluations, whose scenes are none of these."
         )
     )
+    parts.append(_settings(config))
+    how = summary["made"]
+    facts = {
+        "updates took": _time_line(metrics),
+        "versions": ", ".join(f"{name} {version}" for name, version in how["versions"].items()),
+    }
+    parts.append(made_section(how, more=facts))
     return page(title, parts)
+
+
+def _links() -> str:
+    """To the reports of both evaluations, which lie beside this one: how each task failed, and films of it."""
+    links = (f'<a href="{folder}/{REPORT}">evaluation {folder}</a>' for folder in (BEFORE, AFTER))
+    return note(" · ".join(links))
+
+
+def _settings(config: FinetuneConfig) -> str:
+    lines = [
+        f"<tr><td>{e(key)}</td><td class=v><code>{e(value)}</code></td><td class=v>{_default(default)}</td></tr>"
+        for key, (value, default) in changed(config).items()
+    ]
+    text = "Every setting that is not listed has its default; volar-finetune --help says what each one does."
+    return section("Settings", card(table(("setting", "value", "default"), lines)), note(text))
+
+
+def _default(text: str) -> str:
+    return "<small>none: it must be given</small>" if text == REQUIRED else f"<code>{e(text)}</code>"
+
+
+def _time_line(metrics: list[dict[str, Any]]) -> str:
+    """`elapsed_s` goes on where a run is resumed."""
+    elapsed_s = metrics[-1]["elapsed_s"] if metrics else 0.0
+    return f"{duration(elapsed_s)}, held-out evaluations included and the reports' not"
 
 
 def _line(name: str, result: Results) -> str:
@@ -126,8 +166,7 @@ _CURVES = (
 )
 
 
-def _curves(metrics: Path) -> list[str]:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+def _curves(lines: list[dict[str, Any]]) -> list[str]:
     cards = []
     for key, text in _CURVES:
         points = [(line["update"], line[key]) for line in lines if key in line]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 from dataclasses import replace
@@ -14,6 +16,7 @@ from volar.rl.episodes import Job, Setting
 from volar.rl.finetune import FinetuneConfig, finetune
 from volar.rl.finetuning_run import FinetuningRun
 from volar.rl.report import write_finetuning_report
+from volar.robots.command_line import parse
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.policies import load_policy
@@ -65,6 +68,24 @@ def test_the_report_says_before_and_after(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "McNemar" in page
     assert "success in held-out scenes" in page
+
+
+def test_the_report_says_how_it_was_made(run: Path, policy_folder: Path) -> None:
+    made = json.loads((run / "finetuning.json").read_text())["made"]
+    words = shlex.split(made["command"])
+    assert words[0] == "volar-finetune"
+    wanted = config(policy_folder, run, 3, report_episodes=2, report_randomizations="none")
+    assert parse(FinetuneConfig, words[1:]) == wanted
+    page = (run / "report.html").read_text()
+    for key, value, default in (("episodes", "2", "64"), ("reward", "dense", "sparse"), ("tasks", "reach", "[]")):
+        cells = (key, f"<code>{value}</code>", f"<code>{default}</code>")
+        assert re.search("<td.*?>".join(f"{re.escape(cell)}</td>" for cell in cells), page)
+    assert "gamma" not in page  # its default
+    for text in (made["date"], f"mujoco {made['versions']['mujoco']}", made["machine"]["cpu"], "updates took"):
+        assert text in page
+    links = re.findall(r'href="(.*?)"', page)
+    assert links == ["before/report.html", "after/report.html"]
+    assert all((run / link).is_file() for link in links)
 
 
 def test_the_report_of_a_run_that_went_on_is_about_the_new_best(run: Path, policy_folder: Path, tmp_path: Path) -> None:
