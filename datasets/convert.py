@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
+from volar.robots.joint_units import PERCENT, UNITS
 
 if TYPE_CHECKING:
     from volar.datasets.episode_source import EpisodeSource, SourceEpisode
     from volar.datasets.episode_writer import EpisodeWriter
     from volar.datasets.lerobot_layout import EncodedEpisode
     from volar.datasets.rlds import Losses
+    from volar.datasets.robot_joints import ToldJoints
     from volar.robots.contract import PolicyContract
 
 SourceKind = Literal["rlds", "hdf5", "lerobot"]
@@ -30,6 +32,7 @@ EXAMPLES = (
     "volar-convert source=rlds path=bridge_dataset/1.0.0 dataset=bridge output=data/bridge",
     "volar-convert source=rlds path=fractal20220817_data/0.1.0 output=data/fractal images=video image_size=224",
     "volar-convert source=hdf5 path=libero_spatial output=data/libero_spatial",
+    "volar-convert source=lerobot path=data/my-arm robot=so101 unit=degrees gripper=0,100 output=data/new",
     "volar-convert source=lerobot path=old contract=widowx.json output=data/new on_error=skip resume=true",
     "volar-convert inspect path=data/bridge",
     "volar-convert source=openvla path=openvla-7b dataset=bridge_orig output=runs/openvla-bridge",
@@ -47,6 +50,14 @@ class ConvertConfig:
         default=None, metadata={"help": "what its numbers mean: bridge, fractal, droid, ...; null: by its own name"}
     )
     contract: Path | None = field(default=None, metadata={"help": "of lerobot: the same, as a contract's JSON file"})
+    robot: str | None = field(
+        default=None, metadata={"help": "of lerobot: the robot whose joint positions it holds: fr3, so101, ur5e"}
+    )
+    unit: str | None = field(default=None, metadata={"help": f"of joint positions: {', '.join(UNITS)}"})
+    gripper: tuple[float, float] | None = field(
+        default=None, metadata={"help": "its values where closed, and where open as wide as the robot here goes"}
+    )
+    calibration: Path | None = field(default=None, metadata={"help": f"LeRobot's file of that arm, for {PERCENT}"})
     split: str = field(default="train", metadata={"help": "of rlds: train, val, test, ..."})
     episodes: int | None = field(default=None, metadata={"help": "the first N; null: all"})
     images: Literal["images", "video"] = field(
@@ -73,15 +84,23 @@ class ConvertConfig:
                 raise UsageError(f"{name} must be at least {least}, is {value}")
         if self.resume and self.overwrite:
             raise UsageError("resume=true and overwrite=true exclude each other")
-        if self.contract is not None and self.source != "lerobot":
-            raise UsageError(f"contract= is for source=lerobot; what {self.source} means is said by dataset=")
+        self._require_one_meaning()
         if self.split != "train" and self.source != "rlds":
             raise UsageError(f"split={self.split} is for source=rlds; {self.source} has no splits: leave it out")
-        if self.contract is not None and self.dataset is not None:
-            raise UsageError("contract= and dataset= both say what the numbers mean: give one")
         inside, output = self.path.resolve(), self.output.resolve()
         if output == inside or inside in output.parents or output in inside.parents:
             raise UsageError(f"output {self.output} and path {self.path} overlap; give another output")
+
+    def _require_one_meaning(self) -> None:
+        given = [name for name in ("contract", "dataset", "robot") if getattr(self, name) is not None]
+        if self.source != "lerobot":
+            for name in sorted({"contract", "robot"} & {*given}):
+                raise UsageError(f"{name}= is for source=lerobot; what {self.source} means is said by dataset=")
+        if len(given) > 1:
+            raise UsageError(f"{given[0]}= and {given[1]}= both say what the numbers mean: give one")
+        for name in ("unit", "gripper", "calibration") if self.robot is None else ():
+            if getattr(self, name) is not None:
+                raise UsageError(f"{name}= is for the joint positions of a robot: give robot= too, or leave it out")
 
 
 def main() -> int:
@@ -127,6 +146,7 @@ def open_source(
     split: str = "train",
     cameras: tuple[str, ...] = (),
     contract: Path | None = None,
+    joints: "ToldJoints | None" = None,
 ) -> "EpisodeSource":
     """Raises `VolarError` when it cannot be read or nothing says what its numbers mean."""
     if kind == "rlds":
@@ -139,7 +159,7 @@ def open_source(
         return Hdf5Source.open(path, dataset, cameras)
     from volar.datasets.lerobot_source import LeRobotSource
 
-    return LeRobotSource.open(path, dataset, contract, cameras)
+    return LeRobotSource.open(path, dataset, contract, cameras, joints)
 
 
 def convert(config: ConvertConfig) -> None:
@@ -149,7 +169,11 @@ def convert(config: ConvertConfig) -> None:
 
     from volar.datasets.lerobot_layout import DatasetError
     from volar.datasets.rlds import Losses
+    from volar.datasets.robot_joints import ToldJoints
 
+    told = None
+    if config.robot is not None:
+        told = ToldJoints(config.robot, config.unit, config.gripper, config.calibration)
     source = open_source(
         config.source,
         config.path,
@@ -157,6 +181,7 @@ def convert(config: ConvertConfig) -> None:
         split=config.split,
         cameras=config.cameras,
         contract=config.contract,
+        joints=told,
     )
     contract = scaled(source.contract, config.image_size)
     writer = _writer(config, source, contract)
@@ -186,6 +211,8 @@ def convert(config: ConvertConfig) -> None:
             raise
     writer.finalize()
     _summary(writer, losses, unlabelled, {} if config.cameras else source.absent)
+    if told is not None:
+        _say_strange_cameras(contract, told.robot)
 
 
 def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContract":
@@ -199,6 +226,7 @@ def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContrac
 def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyContract") -> "EpisodeWriter":
     from volar.datasets.episode_writer import EpisodeWriter
     from volar.datasets.lerobot_layout import WRITER
+    from volar.datasets.lerobot_source import LeRobotSource
 
     # More `episodes` or another `on_error` continue the same dataset; everything else makes another one.
     about: dict[str, str | int | float | bool] = {
@@ -211,6 +239,8 @@ def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyCon
         "missing_cameras": config.missing_cameras,
         "instruction": config.instruction or "",
     }
+    if isinstance(source, LeRobotSource) and source.joints is not None:
+        about |= source.joints.facts
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, contract, about)
         if writer.shard_episodes != config.shard_episodes:
@@ -286,6 +316,14 @@ def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int, absent:
         print(f"{losses.episodes} damaged episodes were left out:", file=sys.stderr)
         for reason in losses.reasons:
             print(f"  {reason}", file=sys.stderr)
+
+
+def _say_strange_cameras(contract: "PolicyContract", robot: str) -> None:
+    from volar.robots.spec import load_robot
+
+    have = load_robot(robot).cameras
+    for name in (camera.name for camera in contract.cameras if camera.name not in have):
+        print(f"camera {name} is none of {robot}'s ({', '.join(have)}), which refuses a policy that looks through it")
 
 
 def missing_cameras(episodes: Iterable[Mapping[str, Any]]) -> dict[str, int]:

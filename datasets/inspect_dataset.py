@@ -234,7 +234,7 @@ def _contents(
 def _of_lerobot(config: InspectConfig) -> Contents:
     from volar.datasets.convert import missing_cameras
     from volar.datasets.lerobot_format import load_info, readable, vectors
-    from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError, parquet_file
+    from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError, feature_names, parquet_file
     from volar.robots.contract import PolicyContract
 
     info = load_info(config.path)
@@ -262,18 +262,10 @@ def _of_lerobot(config: InspectConfig) -> Contents:
         contract = PolicyContract.load(config.path / CONTRACT)
         form = f"LeRobotDataset {version}, robot {contract.robot}"
         return _contents(form, contract, cameras, lengths, instructions, state, actions)
-    names = {"state": _names(info.features, "observation.state"), "actions": _names(info.features, "action")}
+    features = {"state": info.features["observation.state"], "actions": info.features["action"]}
+    names = {kind: feature_names(feature) for kind, feature in features.items()}
     form = f"LeRobotDataset {version} without a contract"
     return Contents(form, info.fps, cameras, names, "none", lengths, instructions, state, actions)
-
-
-def _names(features: dict[str, Any], key: str) -> tuple[str, ...]:
-    feature = features[key]
-    size, names = int(feature["shape"][0]), feature.get("names")
-    if isinstance(names, dict):  # {"motors": [...]}, as v2.1 has it
-        names = next(iter(names.values()), None)
-    fits = isinstance(names, list) and len(names) == size
-    return tuple(map(str, names)) if fits and names is not None else tuple(str(i) for i in range(size))
 
 
 def _progress[T](items: "list[T] | range", what: str) -> Iterator[Any]:

@@ -94,6 +94,15 @@ def height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
     return (shape[1], shape[2]) if first else (shape[0], shape[1])
 
 
+def feature_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """Of the numbers of a vector; their places where it does not name them all."""
+    size, names = int(feature["shape"][0]), feature.get("names")
+    if isinstance(names, dict):  # {"motors": [...]}, as v2.1 has it
+        names = next(iter(names.values()), None)
+    fits = isinstance(names, list) and len(names) == size
+    return tuple(map(str, names)) if fits and names is not None else tuple(str(i) for i in range(size))
+
+
 def is_depth(feature: dict[str, Any]) -> bool:
     """As LeRobot tells it, `is_depth_map` or the older `video.is_depth_map`."""
     about = (feature.get("video_info") or {}) | (feature.get("info") or {})

@@ -17,21 +17,31 @@ from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError
 from volar.datasets.mixture_contract import OWN
 from volar.datasets.oxe import OXE, load_oxe
 from volar.datasets.rlds import Losses, OnError
+from volar.datasets.robot_joints import RobotJoints, ToldJoints
 from volar.robots.contract import CameraSpec, PolicyContract, differences
 from volar.robots.errors import Unknown
 
 
 @dataclass(frozen=True)
 class LeRobotSource:
+    """`joints`: how states and actions become the contract's, where they are not yet."""
+
     info: DatasetInfo
     contract: PolicyContract
+    joints: RobotJoints | None = None
 
     @staticmethod
-    def open(path: Path, name: str | None, contract: Path | None, cameras: tuple[str, ...] = ()) -> "LeRobotSource":
-        """What states and actions mean is said by the folder's own contract, `contract`, or an entry of `OXE`.
+    def open(
+        path: Path,
+        name: str | None,
+        contract: Path | None,
+        cameras: tuple[str, ...] = (),
+        told: ToldJoints | None = None,
+    ) -> "LeRobotSource":
+        """What states and actions mean is said by the folder's own contract, `contract`, `told` or an entry of `OXE`.
 
         Raises `DatasetError` where nothing says it, two of them say different things or the sizes differ, `Unknown` for
-        a camera.
+        a camera, and as `RobotJoints.of`.
         """
         info = load_info(path)
         for camera in cameras:
@@ -39,7 +49,8 @@ class LeRobotSource:
                 raise Unknown("camera", camera, info.cameras)
         names = cameras or tuple(info.cameras)
         sizes = tuple(CameraSpec(n, info.cameras[n][1], info.cameras[n][0]) for n in names)
-        meant = _meaning(path, name, contract)
+        joints = None if told is None else RobotJoints.of(info, told)
+        meant = _meaning(path, name, contract) if joints is None else joints.contract(info.fps)
         if name is not None or contract is not None:
             _require_own(path, meant, "dataset=" if contract is None else "contract=")
         found = (info.size("observation.state"), info.size("action"))
@@ -48,7 +59,7 @@ class LeRobotSource:
             raise DatasetError(f"{path} has {found} states and actions, its contract {wanted}")
         if meant.action.rate_hz != info.fps:
             raise DatasetError(f"{path} has {info.fps:g} frames a second, its contract {meant.action.rate_hz:g} Hz")
-        return LeRobotSource(info, replace(meant, cameras=sizes, statistics={}))
+        return LeRobotSource(info, replace(meant, cameras=sizes, statistics={}), joints)
 
     @property
     def total(self) -> int:
@@ -87,7 +98,10 @@ class LeRobotSource:
         facts = {key: value for key, value in e.info.items() if key != MISSING_CAMERAS}
         chosen, own = ([camera.name for camera in self.contract.cameras], list(self.info.cameras))
         points = e.points if chosen[:1] == own[:1] else without_places(e.points)
-        return Numbers(e.state, e.actions, e.instruction, e.success, facts, e.task, points)
+        state, actions = e.state, e.actions
+        if self.joints is not None:
+            state, actions = self.joints.state(state), self.joints.actions(actions)
+        return Numbers(state, actions, e.instruction, e.success, facts, e.task, points)
 
     def _images(self, row: dict[str, Any], table: pa.Table) -> dict[str, Iterable[NDArray[np.uint8]]]:
         lacking = missing_cameras(row)
@@ -124,5 +138,6 @@ def _meaning(path: Path, name: str | None, contract: Path | None) -> PolicyContr
         return PolicyContract.load(path / CONTRACT)
     raise DatasetError(
         f"{path} has no {CONTRACT}, so that nothing says what its numbers mean: give contract=FILE (docs/lerobot.md "
-        f"shows one), or dataset=NAME where it is a conversion of one of {', '.join(sorted(OXE))}"
+        "shows one), robot= unit= gripper= where they are an arm's joint positions, or dataset=NAME where it is a "
+        f"conversion of one of {', '.join(sorted(OXE))}"
     )

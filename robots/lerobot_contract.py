@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import VolarError
-from volar.robots.joint_units import JointUnits
+from volar.robots.joint_units import UNITS, JointUnits, half_ranges_deg, read_calibration
 from volar.robots.lerobot_statistics import PREPROCESSOR, read_json, require_statistics, steps
 from volar.robots.spec import RobotSpec, load_robot
 
@@ -143,7 +143,8 @@ def derive(folder: Path, facts: PolicyFacts) -> LeRobotContract:
         preprocessing=_preprocessing(config, facts, statistics_sha256),
     )
     if of_joints:
-        state, order = _order(facts.state_names, robot), _order(facts.action_names, robot)
+        whose, fix = "the policy's joints", f"name them so in {FACTS}, in the policy's order"
+        state, order = (joint_order(n, robot, whose, fix) for n in (facts.state_names, facts.action_names))
         if facts.units is not None and facts.units.half_ranges_deg and len(facts.units.half_ranges_deg) != robot.joints:
             raise VolarError(f"{len(facts.units.half_ranges_deg)} calibrated ranges for the {robot.joints} joints")
     elif facts.state_names != robot.state_names:
@@ -215,16 +216,37 @@ def _cameras(
     return images, tuple(cameras)
 
 
-def _order(names: tuple[str, ...], robot: RobotSpec) -> tuple[int, ...]:
-    """Where the robot's joints, and then the gripper, are among a policy's names (LeRobot's end in `.pos`)."""
+def joint_order(names: tuple[str, ...], robot: RobotSpec, whose: str, fix: str) -> tuple[int, ...]:
+    """Where the robot's joints, and then the gripper, are among those names (LeRobot's end in `.pos`).
+
+    Raises `VolarError` saying `whose` names are others, and the `fix`.
+    """
     bare = [name.removesuffix(".pos") for name in names]
     wanted = (*robot.joint_names, "gripper")
     if sorted(bare) != sorted(wanted):
-        raise VolarError(
-            f"the policy's joints {', '.join(names)} are not those of {robot.name}: {', '.join(wanted)}; name them "
-            f"so in {FACTS}, in the policy's order"
-        )
+        raise VolarError(f"{whose} {', '.join(names)} are not those of {robot.name}: {', '.join(wanted)}; {fix}")
     return tuple(bare.index(name) for name in wanted)
+
+
+def told_units(
+    folder: Path,
+    joints: tuple[str, ...],
+    unit: str | None,
+    gripper: tuple[float, float] | None,
+    calibration: Path | None,
+) -> JointUnits:
+    """What `unit=`, `gripper=` and `calibration=` say of joint positions in a folder. Raises as `JointUnits`.
+
+    `FactMissing` where one of the first two is not told.
+    """
+    if unit is None:
+        raise FactMissing(folder, "the units of its joint positions", f"unit= one of {', '.join(UNITS)}")
+    if gripper is None:
+        raise FactMissing(folder, "which gripper values are closed and open", "gripper=CLOSED,OPEN, for example 0,35")
+    ranges: tuple[float, ...] = ()
+    if calibration is not None:
+        ranges = half_ranges_deg(read_calibration(calibration.expanduser()), joints)
+    return JointUnits(unit, *gripper, half_ranges_deg=ranges)
 
 
 def _preprocessing(config: Mapping[str, Any], facts: PolicyFacts, statistics_sha256: str) -> dict[str, str]:

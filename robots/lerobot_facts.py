@@ -10,8 +10,8 @@ from pathlib import Path
 
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
-from volar.robots.joint_units import PERCENT, UNITS, JointUnits, half_ranges_deg, read_calibration
-from volar.robots.lerobot_contract import ACTION, STATE, FactMissing, PolicyFacts, derive
+from volar.robots.joint_units import PERCENT, UNITS
+from volar.robots.lerobot_contract import ACTION, STATE, FactMissing, PolicyFacts, derive, told_units
 from volar.robots.lerobot_statistics import read_json
 from volar.robots.spec import load_robot
 
@@ -63,7 +63,9 @@ def write_facts(config: FactsConfig) -> PolicyFacts:
         if not names[key]:
             raise FactMissing(folder, f"what the numbers of {key} are", f"{option}=NAME,NAME,... or dataset=DATASET")
     robot = load_robot(config.robot)
-    units = _units(config, folder, robot.joint_names) if names[ACTION] != robot.action.names else None
+    units = None
+    if names[ACTION] != robot.action.names:
+        units = told_units(folder, robot.joint_names, config.unit, config.gripper, config.calibration)
     if units is None and (config.unit or config.gripper or config.calibration):
         raise UsageError("unit=, gripper= and calibration= are for joint positions; these actions are the robot's own")
     facts = PolicyFacts(
@@ -74,17 +76,6 @@ def write_facts(config: FactsConfig) -> PolicyFacts:
         raise VolarError(f"{folder} has a volar_facts.json; overwrite=true replaces it")
     print(f"facts: {facts.save(folder)}")
     return facts
-
-
-def _units(config: FactsConfig, folder: Path, joints: tuple[str, ...]) -> JointUnits:
-    if config.unit is None:
-        raise FactMissing(folder, "the units of its joint positions", f"unit= one of {', '.join(UNITS)}")
-    if config.gripper is None:
-        raise FactMissing(folder, "which gripper values are closed and open", "gripper=CLOSED,OPEN, for example 0,35")
-    ranges: tuple[float, ...] = ()
-    if config.calibration is not None:
-        ranges = half_ranges_deg(read_calibration(config.calibration.expanduser()), joints)
-    return JointUnits(config.unit, *config.gripper, half_ranges_deg=ranges)
 
 
 def _main(config: FactsConfig) -> None:
