@@ -32,7 +32,7 @@ EXAMPLES = (
     "volar-convert source=rlds path=bridge_dataset/1.0.0 dataset=bridge output=data/bridge",
     "volar-convert source=rlds path=fractal20220817_data/0.1.0 output=data/fractal images=video image_size=224",
     "volar-convert source=hdf5 path=libero_spatial output=data/libero_spatial",
-    "volar-convert source=lerobot path=data/my-arm robot=so101 unit=degrees gripper=0,100 output=data/new",
+    "volar-convert source=lerobot path=data/my-arm robot=so101 unit=degrees gripper=0,35 output=data/new",
     "volar-convert source=lerobot path=old contract=widowx.json output=data/new on_error=skip resume=true",
     "volar-convert inspect path=data/bridge",
     "volar-convert source=openvla path=openvla-7b dataset=bridge_orig output=runs/openvla-bridge",

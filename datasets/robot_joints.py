@@ -23,6 +23,8 @@ from volar.robots.spec import RobotSpec, load_robot
 
 Vectors = NDArray[np.float32]
 
+_WIDEST = 4.0  # openings of the robot's own: a jaw may open farther than the widest that a policy here can tell it
+
 
 @dataclass(frozen=True)
 class ToldJoints:
@@ -79,15 +81,15 @@ class RobotJoints:
         return {"robot": self.robot.name, "units": json.dumps(asdict(self.units), sort_keys=True)}
 
     def state(self, native: Vectors) -> Vectors:
-        """(T, J + 1) in the dataset's order and units -> joints [rad] and the gripper's width [m]."""
+        """(T, J + 1) in the dataset's order and units -> joints [rad] and the gripper's width [m], at most the robot's."""
         values = self.units.from_native(native[:, list(self.state_order)].astype(np.float64))
-        values[:, -1] *= self.robot.gripper_width_max
+        values[:, -1] = values[:, -1].clip(max=1.0) * self.robot.gripper_width_max
         return values.astype(np.float32)
 
     def actions(self, native: Vectors) -> Vectors:
         """(T, J + 1) in the dataset's order and units -> joints [rad] and the opening, clipped to [0, 1]."""
         values = self.units.from_native(native[:, list(self.action_order)].astype(np.float64))
-        values[:, -1] = values[:, -1].clip(0.0, 1.0)  # encoders pass their ends by a little
+        values[:, -1] = values[:, -1].clip(0.0, 1.0)  # encoders pass their ends, jaws the robot's width
         return values.astype(np.float32)
 
     def _require_fit(self, info: DatasetInfo) -> None:
@@ -112,7 +114,7 @@ class RobotJoints:
         if self.units.unit != RADIANS and largest <= (1 + SLACK) * turn:
             raise DatasetError(f"{what}: no joint ever leaves +-{largest:.3g}, not in {self.units.unit}: unit=radians?")
         q01, q99 = np.quantile(self.units.from_native(native)[:, -1], (0.01, 0.99))
-        if q01 < -SLACK or q99 > 1 + SLACK:
+        if not -SLACK <= q01 <= 1 + SLACK or q99 > _WIDEST:
             low, high = np.quantile(native[:, -1], (0.01, 0.99))
             given = f"{self.units.gripper_closed:g},{self.units.gripper_open:g}"
             raise DatasetError(f"{what}: the gripper goes from {low:.4g} to {high:.4g}, not within gripper={given}")

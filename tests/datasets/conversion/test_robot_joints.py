@@ -131,7 +131,18 @@ def test_a_gripper_beyond_its_ends_by_a_little_is_open_or_closed(write: Write) -
     actions = np.concatenate([episode.actions for episode in read_episodes(asked.output)])
     assert actions[:, -1].max() == 1.0
     states = np.concatenate([episode.state for episode in read_episodes(asked.output)])
-    assert states[:, -1].max() > SO101.gripper_width_max  # measured, not commanded
+    assert states[:, -1].max() == pytest.approx(SO101.gripper_width_max)
+
+
+def test_a_jaw_that_opens_wider_than_the_robot_is_open(write: Write) -> None:
+    """As `LeRobotBody` has it: of the jaw's 100, 35 are the widest that a policy can ask for."""
+    asked = config(write(), gripper=(0.0, 35.0))
+    convert(asked)
+    for number, episode in enumerate(read_episodes(asked.output)):
+        state, actions = (motion(2 * number + k)[:, -1] for k in (0, 1))
+        np.testing.assert_allclose(episode.actions[:, -1], (actions / 0.35).clip(max=1.0), atol=2e-6)
+        wanted = (state / 0.35).clip(max=1.0) * SO101.gripper_width_max
+        np.testing.assert_allclose(episode.state[:, -1], wanted, atol=2e-6)
 
 
 def test_a_camera_that_the_robot_lacks_is_said(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +163,7 @@ def farther(x: np.ndarray) -> np.ndarray:
             r"state: no joint ever leaves \+-2\.\d+, not in degrees: unit=rad",
         ),
         ({}, {"unit": RADIANS}, r"in radians is not of so101: .*shoulder_pan: values in \[-1\.92.*in degrees\?"),
-        ({}, {"gripper": (0.0, 35.0)}, r"state: the gripper goes from .* to 9\d.*, not within gripper=0,35"),
+        ({}, {"gripper": (0.0, 1.0)}, r"state: the gripper goes from .* to 9\d.*, not within gripper=0,1"),
         ({}, {"gripper": (60.0, 100.0)}, r"the gripper goes from .*, not within gripper=60,100"),
         ({"change": farther}, {}, r"action\.shoulder_pan: values in \[-1\.92, 1\.92\] rad wanted, found q01 -3\."),
         ({}, {"robot": "fr3"}, r"the names of observation\.state shoulder_pan\.pos, .* not those of fr3: fr3_joint1"),
