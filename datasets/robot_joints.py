@@ -81,7 +81,7 @@ class RobotJoints:
         return {"robot": self.robot.name, "units": json.dumps(asdict(self.units), sort_keys=True)}
 
     def state(self, native: Vectors) -> Vectors:
-        """(T, J + 1) in the dataset's order and units -> joints [rad] and the gripper's width [m], at most the robot's."""
+        """(T, J + 1) in the dataset's order and units -> joints [rad], gripper's width [m], at most the robot's."""
         values = self.units.from_native(native[:, list(self.state_order)].astype(np.float64))
         values[:, -1] = values[:, -1].clip(max=1.0) * self.robot.gripper_width_max
         return values.astype(np.float32)

@@ -154,15 +154,27 @@ def test_only_action_tokens_carry_loss(short: PolicyContract) -> None:
     assert float(loss) == pytest.approx(float(-said.sum() / lengths.sum()), rel=1e-5)
 
 
-def test_sequences_of_varying_length_come_back_as_chunks_or_errors(short: PolicyContract) -> None:
+def test_sequences_of_varying_length_come_back_as_chunks(short: PolicyContract) -> None:
+    """Of an untrained network, too: what does not fit is not chosen. Probabilities stay those among all ids."""
     model = network(short, "autoregressive", tokenizer="fast")
     decoder = model.decoder
     assert isinstance(decoder, Autoregressive)
     with torch.inference_mode():
         hidden, *_ = decoder.token_logits(model, seen(model, 1), decoder.encode(actions(1)))
         assert hidden.shape[-1] == model.tokenizer.size + 1
-        with pytest.raises(DecodeError):  # an untrained network says no chunk, and no zeros are made of it
-            decoder.decode(model, seen(model, 1))
+        prefix = seen(model)
+        decoded = decoder.decode(model, prefix)
+        assert decoded.tokens is not None
+        assert decoded.actions.shape == (2, *model.action_shape)
+        for row in decoded.tokens.tolist():
+            said = [token for token in row if token >= 0]
+            assert said.pop() == decoder.first_id  # the end, once the chunk is full
+            assert decoder.tokenizer.decode_chunk(said, model.action_shape).shape == model.action_shape
+        taught = decoder.log_probabilities(model, prefix, decoded.tokens)
+        torch.testing.assert_close(decoded.log_probabilities, taught, atol=1e-5, rtol=1e-5)
+        decoder.numbers = None  # as for a tokenizer whose ids do not say how many: no zeros are made of what is none
+        with pytest.raises(DecodeError):
+            decoder.decode(model, prefix)
 
 
 @pytest.mark.parametrize(

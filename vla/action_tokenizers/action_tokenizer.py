@@ -52,6 +52,14 @@ class ActionTokenizer(Protocol):
         """T ids -> a chunk (H, A) in [-1, 1], of that shape. Raises `DecodeError` when the ids are no such chunk."""
         ...
 
+    def numbers(self) -> NDArray[np.int64] | None:
+        """How many of a chunk's H * A numbers each of the `size` ids says, or None where an id does not say how many.
+
+        A decoder then chooses among the ids that still fit, and ends when the chunk is full, so that what it decodes
+        is always a chunk. Some id must say one number.
+        """
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs, as JSON has it."""
         ...

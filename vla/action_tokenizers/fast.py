@@ -93,6 +93,9 @@ class Fast:
         q = np.array([ord(character) - _ZERO for character in text]).reshape(shape)  # (H, A)
         return np.clip(dct(steps).T @ (q / self.scale), -1.0, 1.0)
 
+    def numbers(self) -> NDArray[np.int64]:
+        return np.array([len(token) for token in self._tokens])
+
     def to_json(self) -> dict[str, Any]:
         return {"scale": self.scale, "largest": self.largest, "first_id": self.first_id, "bpe": self.bpe}
 

@@ -72,6 +72,9 @@ class UniformBins:
             raise DecodeError(f"{len(own)} tokens are not one for each of {steps} x {size} = {steps * size} numbers")
         return self.decode(own + self.first_id).reshape(shape)
 
+    def numbers(self) -> NDArray[np.int64]:
+        return np.ones(self.size, np.int64)
+
     def to_json(self) -> dict[str, Any]:
         return {"vocabulary_size": self.vocabulary_size}
 

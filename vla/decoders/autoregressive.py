@@ -2,7 +2,8 @@
 
 Ids are the last of the vocabulary, so that an untouched language model can say them. The head is read at those ids
 only: no other word can be decoded, and a softmax over a quarter of a million words is saved. A tokenizer whose
-sequences vary in length has one id more, just before its own, that ends a sequence.
+sequences vary in length has one id more, just before its own, that ends a sequence. Which ids may come next is known
+where each says how many numbers of the chunk it stands for: the others are not chosen, so that a chunk is always whole.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,17 @@ NOTHING = -1  # id of no token
 class Autoregressive(nn.Module):
     """`start`: the embedding that asks for the first token; all else is the language model's."""
 
+    numbers: Tensor | None
+
     def __init__(self, width: int, scale: float, tokenizer: ActionTokenizer, vocabulary_size: int) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.randn(1, width) * scale)
         self.tokenizer = tokenizer.placed(vocabulary_size - tokenizer.size)
         self.fixed = isinstance(tokenizer, UniformBins)  # one token a number: as long as a chunk
         self.first_id = self.tokenizer.first_id - (not self.fixed)  # also that of the end, if any
+        numbers = None if self.fixed else tokenizer.numbers()
+        said = None if numbers is None else torch.from_numpy(np.array([0, *numbers]))  # (ids,), the end's first
+        self.register_buffer("numbers", said, persistent=False)
 
     def encode(self, actions: Tensor) -> Tensor:
         """(B, H, A) -> ids (B, T) with the end, then `NOTHING`."""
@@ -69,9 +75,9 @@ class Autoregressive(nn.Module):
         return chosen * (tokens != NOTHING)
 
     def decode(self, model: "VolarModel", prefix: Prefix, noise: Tensor | None = None) -> Decoded:
-        """Raises `DecodeError` when the tokens are no chunk, which `bins` always are."""
+        """Raises `DecodeError` when the tokens are no chunk, as only those of a tokenizer without `numbers` can be."""
         steps, size = model.action_shape
-        hidden, tokens, log_probabilities, margins = self._generate(model, prefix, steps * size + (not self.fixed))
+        hidden, tokens, log_probabilities, margins = self._generate(model, prefix, steps * size)
         if isinstance(self.tokenizer, UniformBins):
             centres = torch.tensor(
                 self.tokenizer.decode(np.arange(self.first_id, model.vocabulary_size)),
@@ -85,8 +91,9 @@ class Autoregressive(nn.Module):
             actions = torch.from_numpy(chunks).float().to(tokens.device)
         return Decoded(actions, hidden, tokens, log_probabilities, margins.amin(1))
 
-    def _generate(self, model: "VolarModel", prefix: Prefix, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The prefix's hidden states; then of up to `most` tokens ids, log-probabilities and margins, each (B, T)."""
+    def _generate(self, model: "VolarModel", prefix: Prefix, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The prefix's hidden states; then of the tokens for `total` numbers ids, log-probabilities among all ids, and
+        margins to the next that may come, each (B, T)."""
         backbone, cache = model.backbone, model.backbone.new_cache()
         seen = backbone.arrange(prefix.pieces)
         mask = model.mask(seen.present, prefix, causal_suffix=True)
@@ -95,23 +102,34 @@ class Autoregressive(nn.Module):
         piece = self._inputs(model, seen.present.new_zeros(prefix.batch, 0, dtype=torch.long))
         chosen, values, margins = [], [], []
         ended = seen.present.new_zeros(prefix.batch)
-        for _ in range(most):
+        left = torch.full_like(ended, total, dtype=torch.long)  # (B,) numbers that are still to be said
+        for _ in range(total + (not self.fixed)):
             step = backbone.arrange([piece], place)
             present, place = torch.cat([present, step.present], 1), step.next_position
             last = backbone.hidden_states(step.embeddings, present[:, None], step.positions, (), cache)
             scores = backbone.logits(last[:, -1], self.first_id).float()  # (B, ids)
-            best = scores.argmax(-1)
-            top = scores.topk(2, -1).values
+            top, places = self._fitting(scores, left).topk(2, -1)
+            best = places[:, 0]
             margins.append((top[:, 0] - top[:, 1]).masked_fill(ended, torch.inf))
-            values.append(scores.log_softmax(-1).amax(-1).masked_fill(ended, 0.0))
+            values.append(scores.log_softmax(-1).gather(-1, best[:, None])[:, 0].masked_fill(ended, 0.0))
             token = (best + self.first_id).masked_fill(ended, NOTHING)
             chosen.append(token)
             if not self.fixed:
                 ended = ended | (token == self.first_id)
                 if bool(ended.all()):
                     break
+                if self.numbers is not None:
+                    left = left - self.numbers[best].masked_fill(ended, 0)
             piece = Piece(backbone.embed_words(token[:, None]), (token != NOTHING)[:, None])
         return hidden, torch.stack(chosen, 1), torch.stack(values, 1), torch.stack(margins, 1)
+
+    def _fitting(self, scores: Tensor, left: Tensor) -> Tensor:
+        """The scores (B, ids), -inf of what does not fit where (B,) numbers are `left`: the end fits a full chunk."""
+        if self.numbers is None:
+            return scores
+        full = (left == 0)[:, None]
+        fits = (self.numbers <= left[:, None]) & ((self.numbers == 0) == full)
+        return scores.masked_fill(~fits, -torch.inf)
 
     def _inputs(self, model: "VolarModel", tokens: Tensor) -> Piece:
         """The start, then tokens (B, T)."""
