@@ -1,7 +1,9 @@
 """Servers of policies for tests: volar-serve in a process, and servers that do what none should."""
 
 import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -49,6 +51,18 @@ def start_server(folder: Path, port: int = 0) -> Served:
     found = re.search(r"on ws://127\.0\.0\.1:(\d+)", line)
     assert found is not None, f"volar-serve said {line!r}"
     return Served(process, int(found[1]))
+
+
+def freeze(pid: int) -> None:
+    """Stops a process, and waits until each of its threads stands still: `os.kill` returns before."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended
+            if all(path.read_text().rpartition(") ")[2][0] == "T" for path in Path(f"/proc/{pid}/task").glob("*/stat")):
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"process {pid} goes on")
 
 
 def until(remote: RemotePolicy, done: Callable[[], bool]) -> ActionChunk | None:

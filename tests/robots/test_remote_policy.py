@@ -97,7 +97,7 @@ def test_a_server_that_hangs_is_given_up_and_its_late_reply_is_not_taken(
 ) -> None:
     served = serve(shared_artifact.path)
     with RemotePolicy(f"{served.url}?timeout_s=2") as remote:
-        os.kill(served.process.pid, signal.SIGSTOP)
+        peers.freeze(served.process.pid)
         remote.submit(shared_artifact.observation(stamp_ns=1, x_m=0.4))
         assert peers.until(remote, lambda: remote.state == "connecting") is None
         assert remote.error == "no reply within 2 s"
@@ -240,7 +240,7 @@ def test_a_server_that_stops_reading_is_given_up(peers: Any, shared_artifact: "T
         assert server.stdout is not None
         url = f"ws://127.0.0.1:{int(server.stdout.readline())}?contract={tmp_path / 'contract.json'}&timeout_s=0.3"
         with RemotePolicy(url) as remote:
-            os.kill(server.pid, signal.SIGSTOP)
+            peers.freeze(server.pid)
             remote.submit(shared_artifact.observation(pixels=pixels))
             assert peers.until(remote, lambda: remote.state == "connecting") is None
             os.kill(server.pid, signal.SIGCONT)
