@@ -6,7 +6,6 @@ It writes a LeRobotDataset v3 with meta/volar_contract.json: what states and act
 """
 
 import json
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.joint_units import PERCENT, UNITS
+from volar.robots.usable_cpus import usable_cpus
 
 if TYPE_CHECKING:
     from volar.datasets.episode_source import EpisodeSource, SourceEpisode
@@ -280,7 +280,7 @@ def _encoded(
     """The episodes in order, encoded by threads (OpenCV's work needs no lock) a few ahead of the one that is taken."""
     from volar.datasets.encode_source import EncodeRules, encode_source
 
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cpus()
     resize = config.image_size is not None
     rules = EncodeRules(config.output, resize, config.missing_cameras, config.instruction)
 

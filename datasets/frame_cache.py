@@ -26,6 +26,7 @@ from volar.datasets.episode import POINTS_SHAPE, with_every_point
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
 from volar.robots.contract import PolicyContract
+from volar.robots.usable_cpus import usable_cpus
 
 FORMAT = 2  # counts up when the layout below changes
 FOLDER = ".volar_cache"
@@ -130,7 +131,7 @@ class FrameCache:
             with _alone_in(folder.parent):
                 if not (folder / FRAMES).is_file():  # another process may have been faster
                     _require_room(info, folder, disk_reserve)
-                    _decode(info, folder, progress, workers or len(os.sched_getaffinity(0)))
+                    _decode(info, folder, progress, workers or usable_cpus())
         return FrameCache.open(folder)
 
     @staticmethod

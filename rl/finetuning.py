@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -14,6 +13,7 @@ from volar.rl.finetune import FinetuneConfig
 from volar.rl.finetuning_run import BEST, FinetuningRun, save_cloned
 from volar.rl.rollouts import Rollouts
 from volar.robots.errors import VolarError
+from volar.robots.usable_cpus import usable_cpus
 from volar.vla.metrics_log import MetricsLog
 from volar.vla.run_folder import check_output
 from volar.vla.training_loop import stop_requests
@@ -36,7 +36,7 @@ def finetune(config: FinetuneConfig) -> None:
         _require_apart(config)
     prepare_output(config)
     training = FinetuningRun.start(config)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cpus()
     print(summary(training, workers), flush=True)
     with training.rollouts(workers) as rollouts:
         _loop(config, training, rollouts)

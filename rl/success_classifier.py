@@ -9,7 +9,6 @@ results.json. resume=true continues an interrupted collection.
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
+from volar.robots.usable_cpus import usable_cpus
 
 VERB = "python -m volar.rl.success_classifier"
 EXAMPLES = (
@@ -89,7 +89,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
     counts = {TRAINING: config.episodes, VALIDATION: config.validation_episodes, HELD_OUT: config.held_out_episodes}
     wanted = {split: [Wanted(split, t, i) for i in range(n) for t in tasks] for split, n in counts.items()}
     source = Source(folder, tasks, config.robot, config.randomization, config.seed)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cpus()
     make_episodes(source, [w for some in wanted.values() for w in some], config.output / EPISODES, workers)
     found = {split: read_episodes(config.output / EPISODES, some) for split, some in wanted.items()}
     return _learn(config, folder, tasks, *(found[split] for split in counts))

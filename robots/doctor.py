@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from volar.robots.artifact_runtime import PROVIDER_VARIABLE
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
-from volar.robots.provenance import usable_cpus
+from volar.robots.usable_cpus import usable_cpus
 
 Status = Literal["ok", "optional", "broken"]
 

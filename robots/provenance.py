@@ -3,7 +3,6 @@
 A reader's facts. None of them decides what comes out, so that no comparison of two results may look at them.
 """
 
-import os
 import platform
 import re
 import shlex
@@ -17,6 +16,7 @@ from volar.robots.artifact_runtime import cpuinfo
 from volar.robots.command_line import quoted
 from volar.robots.config_values import plain
 from volar.robots.graphics import find_gpu
+from volar.robots.usable_cpus import usable_cpus
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,11 +91,6 @@ def processor(cpuinfo: str) -> str:
         if key.strip() == "model name" and value.strip():
             return value.strip()
     return platform.machine()
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu(root: Path) -> str | None:

@@ -6,7 +6,6 @@ seeds count from 0, repeats a layout that was trained on.
 """
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from volar.robots.command_line import run
 from volar.robots.contract import CameraSpec, PolicyContract
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.spec import load_robot, robot_name
+from volar.robots.usable_cpus import usable_cpus
 from volar.sim.randomization import Randomization, fingerprint
 from volar.sim.worker_pool import worker_pool
 
@@ -128,7 +128,7 @@ def main() -> int:
 def collect(config: CollectConfig) -> None:
     """Collects what the config says. Raises `VolarError`, also for settings that mean nothing for its kind."""
     _require_own(config)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cpus()
     if config.kind != "demonstrations":
         from volar.sim.collect_scenes import ScenesConfig, collect_scenes
         from volar.sim.randomizer import require_possible

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.spec import robot_name
+from volar.robots.usable_cpus import usable_cpus
 
 if TYPE_CHECKING:
     from volar.sim.episode_record import EpisodeRecord
@@ -220,8 +221,6 @@ def _identity(config: EvaluateConfig, tasks: tuple[str, ...], folder: Path) -> d
 
 
 def _workers(config: EvaluateConfig) -> int:
-    from volar.robots.provenance import usable_cpus
-
     return config.workers or usable_cpus()
 
 

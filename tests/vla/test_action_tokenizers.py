@@ -43,6 +43,9 @@ def test_any_chunk_comes_back_within_the_bound(name: str, chunk: NDArray[np.floa
     ids = tokenizer.encode_chunk(chunk)
     assert 1 <= len(ids) <= chunk.size
     assert all(first_id <= i < first_id + tokenizer.size for i in ids)
+    said = tokenizer.numbers()
+    assert said is not None
+    assert said[np.array(ids) - first_id].sum() == chunk.size  # what decoding counts on
     back = tokenizer.decode_chunk(ids, SHAPE)
     assert back.shape == SHAPE
     assert np.abs(back - chunk).max() <= WORST[name] + 1e-9

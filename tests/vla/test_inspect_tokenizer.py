@@ -26,19 +26,11 @@ EPISODES, STEPS = 11, 12
 
 
 @pytest.fixture(scope="module")
-def lerobot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lerobot(contract: PolicyContract, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven smooth episodes of a LeRobotDataset v3; from one to the next the arm is faster."""
     root = tmp_path_factory.mktemp("lerobot") / "demos"
-    contract = PolicyContract(
-        robot="fr3",
-        action=FR3.action,
-        state_names=FR3.state_names,
-        state_units=FR3.state_units,
-        cameras=(CameraSpec("front", 8, 8),),
-        chunk_length=8,
-        execute_steps=2,
-    )
-    writer = EpisodeWriter.create(root, contract)
+    empty = replace(contract, cameras=(CameraSpec("front", 8, 8),), execute_steps=2, statistics={})
+    writer = EpisodeWriter.create(root, empty)
     for number in range(EPISODES):
         rng = np.random.default_rng(number)
         steps = STEPS + number % 3
