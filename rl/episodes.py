@@ -17,7 +17,8 @@ from volar.rl.exploration import Noise, tokens_at
 from volar.rl.rewards import Told, make_reward, privileged_state, told_goal
 from volar.rl.token_policy import TokenPolicy
 from volar.robots.contract import ContractError, PolicyContract
-from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.control_loop import ControlLoop
+from volar.robots.in_process_source import InProcessSource
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm
 from volar.sim.closed_loop import periods_of_step, policy_steps, world_for

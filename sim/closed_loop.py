@@ -11,8 +11,9 @@ import numpy as np
 
 from volar.robots.body import JointCommand
 from volar.robots.contract import PolicyContract
-from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.control_loop import ControlLoop
 from volar.robots.errors import VolarError
+from volar.robots.in_process_source import InProcessSource
 from volar.robots.interface import Policy
 from volar.robots.kinematics import Arm
 from volar.robots.limit_margins import MarginMeter

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from volar.robots.action_space import ActionSpec
 from volar.robots.body import JointCommand, JointState
 from volar.robots.contract import CameraSpec, PolicyContract
-from volar.robots.control_loop import ControlLoop, InProcessSource, TickReport
+from volar.robots.control_loop import ControlLoop, TickReport
 from volar.robots.fr3 import FR3
+from volar.robots.in_process_source import InProcessSource
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm
 from volar.robots.spec import RobotSpec

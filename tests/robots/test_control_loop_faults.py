@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from volar.robots import loop_state as ls
 from volar.robots.body import JointState
 from volar.robots.contract import ContractError
-from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.control_loop import ControlLoop
 from volar.robots.fr3 import FR3
+from volar.robots.in_process_source import InProcessSource
 from volar.robots.interface import ActionChunk, Observation
 from volar.robots.kinematics import Arm, Pose
 from volar.robots.watchdogs import CannotStart

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from volar.robots import chunk_buffer
 from volar.robots import loop_state as ls
 from volar.robots.body import JointCommand, JointState
-from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop, InProcessSource, TickReport
+from volar.robots.control_loop import NOT_FOLLOWED, ControlLoop, TickReport
 from volar.robots.fr3 import FR3
+from volar.robots.in_process_source import InProcessSource
 from volar.robots.interface import ActionChunk, ActionPrefix, Observation
 from volar.robots.kinematics import Arm
 from volar.robots.spec import RobotSpec

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from volar.robots.contract import ContractError
-from volar.robots.control_loop import ControlLoop, InProcessSource
+from volar.robots.control_loop import ControlLoop
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.exported_policy import ExportedPolicy
+from volar.robots.in_process_source import InProcessSource
 from volar.robots.kinematics import Arm
 from volar.robots.real_time import SPIN_S, Pacer
 from volar.robots.tokenize_words import TokenizerError
