@@ -130,20 +130,26 @@ def _fail(verb: str, message: str, code: int) -> int:
 
 
 def _settings(config: type["DataclassInstance"], words: Sequence[str], positional: Sequence[str]) -> dict[str, str]:
-    """The words as key -> text, in order; a later word replaces an earlier one."""
+    """The words as key -> text, in order. Raises `UsageError` for a setting that is given twice."""
     settings: dict[str, str] = {}
+
+    def give(key: str, text: str) -> None:
+        if key in settings:
+            raise UsageError(f"{key} is given twice: {key}={settings[key]} and {key}={text}; leave one away")
+        settings[key] = text
+
     bare = list(positional)
     names = [item.name for item in fields(config) if item.init]
     for word in words:
         key, equals, text = word.partition("=")
         if equals and _KEY.match(key):
-            settings[key] = text
+            give(key, text)
         elif word.startswith("-") and len(word) > 1 and not word[1].isdigit():
             name = key.lstrip("-").replace("-", "_")
             hint = f"write {name}={text or '...'}" if name in names else "settings are key=value"
             raise UsageError(f"unknown option {word!r}; {hint}; options are -h, -v and --version")
         elif bare:
-            settings[bare.pop(0)] = word
+            give(bare.pop(0), word)
         else:
             raise UsageError(f"{word!r} is not a setting; write key=value (keys: {', '.join(names)})")
     return settings
