@@ -29,12 +29,12 @@ def finetune(config: FinetuneConfig) -> None:
     from volar.sim.randomizer import require_possible
 
     require_possible((config.randomization, *config.report_presets), config.task_names, config.robot)
-    check_output(
+    goes_on = check_output(
         config.output, RECORD, "fine-tuning run", settings(config), resume=config.resume, overwrite=config.overwrite
     )
-    if not config.resume:
+    if not goes_on:
         _require_apart(config)
-    prepare_output(config)
+        prepare_output(config)
     training = FinetuningRun.start(config)
     workers = config.workers or usable_cpus()
     print(summary(training, workers), flush=True)
@@ -149,8 +149,6 @@ def settings(config: FinetuneConfig) -> dict[str, str]:
 
 def prepare_output(config: FinetuneConfig) -> None:
     """Makes the folder of a new run, with the policy it begins with; whole or not at all."""
-    if config.resume:
-        return
     temporary = config.output.with_name(f".{config.output.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

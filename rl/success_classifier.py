@@ -100,10 +100,10 @@ def _prepare(config: ClassifierConfig, folder: Path) -> None:
 
     settings = {key: str(value) for key, value in sorted(asdict(config).items()) if key not in _FREE}
     settings["policy"] = str(folder.resolve())  # a training run that has gone on since is another policy
-    check_output(
+    goes_on = check_output(
         config.output, RECORD, "success classifier", settings, resume=config.resume, overwrite=config.overwrite
     )
-    if not config.resume:
+    if not goes_on:
         output = config.output.resolve()
         if output in (config.policy.resolve(), *config.policy.resolve().parents):
             raise VolarError(f"output {config.output} holds {config.policy}; give another output")

@@ -61,6 +61,8 @@ def run[C: "DataclassInstance"](
             return 0
         parsed = parse(config, words, config_dir=config_dir, positional=positional)
         before = _stamp(parsed)
+        if getattr(parsed, "resume", False) and _is_empty(output := Path(getattr(parsed, "output", "."))):
+            print(f"nothing to resume in {output} yet: beginning anew", flush=True)
         return main(parsed) or 0
     except KeyboardInterrupt:
         if not any(item.name == "resume" for item in fields(config)):
@@ -110,6 +112,11 @@ def parse[C: "DataclassInstance"](
         raise UsageError(str(error)) from error
     assert isinstance(value, config)
     return value
+
+
+def _is_empty(output: Path) -> bool:
+    """Where every verb begins anew with `resume=true`, so that a script may give it from the first time on."""
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 
 def _stamp(parsed: object) -> tuple[int, int] | None:

@@ -163,6 +163,20 @@ def test_the_way_to_go_on_after_an_interrupt_does_not_overwrite(
     assert capsys.readouterr().err.endswith(f"; continue with: volar-try {tmp_path}/a resume=true\n")
 
 
+def test_resuming_where_nothing_is_says_in_one_line_that_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, words, says in (
+        ("absent", ["resume=true"], f"nothing to resume in {tmp_path / 'absent'} yet: beginning anew\n"),
+        ("empty", ["resume=true"], f"nothing to resume in {tmp_path / 'empty'} yet: beginning anew\n"),
+        ("absent", ["resume=true"], ""),  # the call before wrote there
+        ("new", [], ""),
+    ):
+        assert call([str(tmp_path / name), *words], writes=True) == 0
+        assert capsys.readouterr().out == says
+
+
 def test_an_interrupt_before_anything_is_replaced_does_not_lead_to_what_was_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

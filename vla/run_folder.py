@@ -9,24 +9,23 @@ from volar.robots.errors import VolarError
 
 def check_output(
     output: Path, record: str, kind: str, settings: Mapping[str, str], *, resume: bool, overwrite: bool
-) -> None:
-    """Refuses an output that holds something else, or another run than the one to resume. Raises `VolarError`.
+) -> bool:
+    """Whether a run goes on here; else one begins, also with `resume` where nothing is there.
 
-    `record`: name of the file with the `settings` of the run in the folder; `kind`: what such a run is called.
+    `record`: name of the file with the `settings` of the run in the folder; `kind`: what such a run is called. Raises
+    `VolarError` for an output that holds something else, or another run than the one to resume.
     """
     if output.exists() and not output.is_dir():
         raise VolarError(f"output {output} is a file; give a folder")
     path = output / record
-    if not resume:
-        if output.exists() and any(output.iterdir()):
-            if not path.is_file():  # nor with overwrite=true: a wrong path must not cost a folder
-                raise VolarError(f"output {output} holds something else than a {kind}; give another")
-            if not overwrite:
-                have = f"output {output} holds a {kind}"
-                raise VolarError(f"{have}; resume=true continues it, overwrite=true replaces it")
-        return
     if not path.is_file():
-        raise VolarError(f"{output} holds no {kind} to resume; leave resume=true away to start one")
+        if output.exists() and any(output.iterdir()):  # overwrite=true or not: a wrong path must not cost a folder
+            raise VolarError(f"output {output} holds something else than a {kind}; give another")
+        return False
+    if not resume:
+        if not overwrite:
+            raise VolarError(f"output {output} holds a {kind}; resume=true continues it, overwrite=true replaces it")
+        return False
     # A setting that came later was left away.
     try:
         before = dict.fromkeys(settings, str(None)) | json.loads(path.read_text())
@@ -35,3 +34,4 @@ def check_output(
     changed = [f"{key}: was {before[key]}, is {value}" for key, value in settings.items() if before[key] != value]
     if changed:
         raise VolarError(f"{output} was trained with other settings ({'; '.join(changed)})")
+    return True

@@ -215,10 +215,9 @@ def train(config: TrainConfig) -> None:
     In each of the processes that a launcher may have started; the first one writes.
     """
     first = int(os.environ.get("RANK", "0")) == 0
-    if first:
-        check_output(
-            config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
-        )
+    goes_on = first and check_output(
+        config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
+    )
     for name in ("dataset", "scenes", "questions", "init"):  # before torch starts, which takes seconds
         path = getattr(config, name)
         if path is not None and not path.exists():
@@ -237,7 +236,8 @@ def train(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, usable_cpus() // here))
     training = TrainingRun.start(config)
     if first:
-        prepare_output(config)
+        if not goes_on:
+            prepare_output(config)
         print(training.summary(), flush=True)
     run_to_the_end(config, training)
     if first:
@@ -255,8 +255,6 @@ def settings(config: TrainConfig) -> dict[str, str]:
 
 def prepare_output(config: TrainConfig) -> None:
     """Makes the folder of a new run, once its input is known to be usable."""
-    if config.resume:
-        return
     if config.output.exists():
         shutil.rmtree(config.output)
     config.output.mkdir(parents=True)

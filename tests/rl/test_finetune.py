@@ -152,7 +152,7 @@ def test_a_run_that_is_told_to_stop_goes_on_exactly(
 def test_grpo_resumes(policy_folder: Path, tmp_path: Path) -> None:
     some: dict[str, object] = {"algorithm": "grpo", "group": 2, "episodes": 4}
     finetune(config(policy_folder, tmp_path / "whole", 2, **some))
-    finetune(config(policy_folder, tmp_path / "parts", 1, **some))
+    finetune(config(policy_folder, tmp_path / "parts", 1, resume=True, **some))  # nothing yet: it begins
     finetune(config(policy_folder, tmp_path / "parts", 2, resume=True, **some))
     assert moments(tmp_path / "parts") == moments(tmp_path / "whole")
 

@@ -172,7 +172,7 @@ def config(policy: Path, output: Path, **other: object) -> ClassifierConfig:
 
 def test_the_verb_leaves_a_classifier_and_goes_on_where_it_was(policy_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "success"
-    found = train_classifier(config(policy_folder, output))
+    found = train_classifier(config(policy_folder, output, resume=True))  # nothing yet: it begins
     assert json.loads((output / RESULTS).read_text()) == found
     counted = found["held_out"]["reach"]
     assert sum(counted["episodes"][key] for key in ("true_yes", "false_yes", "missed", "true_no")) == 1

@@ -48,7 +48,7 @@ def test_demonstration_seeds_are_not_evaluation_seeds() -> None:
 def test_collect_resumes_to_the_same_data_with_any_number_of_workers(tmp_path: Path) -> None:
     settings = {"tasks": ("reach",), "image_size": 32}
     collect(CollectConfig(tmp_path / "whole", episodes=4, workers=2, **settings))
-    collect(CollectConfig(tmp_path / "parts", episodes=2, workers=1, **settings))
+    collect(CollectConfig(tmp_path / "parts", episodes=2, workers=1, resume=True, **settings))  # nothing yet: it begins
     collect(CollectConfig(tmp_path / "parts", episodes=4, workers=1, resume=True, **settings))
     whole, parts = ((tmp_path / name) for name in ("whole", "parts"))
     for a, b in zip(read_episodes(whole), read_episodes(parts), strict=True):

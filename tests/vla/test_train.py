@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,14 +71,32 @@ def test_training_lowers_the_loss_on_what_it_sees(settings: Settings) -> None:
 
 
 def test_a_resumed_run_must_be_the_same_run(settings: Settings) -> None:
-    with pytest.raises(VolarError, match="holds no training run to resume"):
-        train(settings(resume=True))
     train(settings(steps=1))
     with pytest.raises(VolarError, match=r"learning_rate: was 0\.001, is 0\.5"):
         train(settings(resume=True, learning_rate=0.5))
     (settings().output / "train.json").write_text('{"seed": "0", "opti')
     with pytest.raises(VolarError, match=r"train\.json is broken .* overwrite=true"):
         train(settings(resume=True))
+
+
+def test_resuming_where_nothing_is_begins_anew(settings: Settings, tmp_path: Path) -> None:
+    """Absent or empty, so that a script that is started again may always say `resume=true`; never among other work."""
+    plain = settings(steps=1, output=tmp_path / "plain")
+    train(plain)
+    for name in ("absent", "empty"):
+        output = tmp_path / name
+        if name == "empty":
+            output.mkdir()
+        train(replace(plain, output=output, resume=True))
+        assert equal(weights(output), weights(plain.output))
+    shutil.rmtree(output / "checkpoints")  # killed before the first
+    train(replace(plain, output=output, resume=True))
+    assert equal(weights(output), weights(plain.output))
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_granny.txt").write_text("dear granny")
+    with pytest.raises(VolarError, match="holds something else than a training run"):
+        train(replace(plain, output=tmp_path / "letters", resume=True))
+    assert (tmp_path / "letters" / "to_granny.txt").is_file()
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_without_it(settings: Settings, tmp_path: Path) -> None:
