@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from volar.robots.command_line import run
-from volar.robots.errors import UsageError, VolarError
+from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.joint_units import PERCENT, UNITS
 from volar.robots.usable_cpus import usable_cpus
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from volar.datasets.episode_source import EpisodeSource, SourceEpisode
     from volar.datasets.episode_writer import EpisodeWriter
     from volar.datasets.lerobot_layout import EncodedEpisode
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
     from volar.datasets.robot_joints import ToldJoints
     from volar.robots.contract import PolicyContract
 
-SourceKind = Literal["rlds", "hdf5", "lerobot"]
+SOURCES = ("rlds", "hdf5", "lerobot")
 EXAMPLES = (
     "volar-convert source=rlds path=bridge_dataset/1.0.0 dataset=bridge output=data/bridge",
     "volar-convert source=rlds path=fractal20220817_data/0.1.0 output=data/fractal images=video image_size=224",
     "volar-convert source=hdf5 path=libero_spatial output=data/libero_spatial",
     "volar-convert source=lerobot path=data/my-arm robot=so101 unit=degrees gripper=0,35 output=data/new",
     "volar-convert source=lerobot path=old contract=widowx.json output=data/new on_error=skip resume=true",
+    "volar-convert source=lerobot path=old contract=widowx.json output=data/new cameras=top:front,gripper_cam:wrist",
     "volar-convert inspect path=data/bridge",
     "volar-convert source=openvla path=openvla-7b dataset=bridge_orig output=runs/openvla-bridge",
 )
@@ -43,7 +46,9 @@ EXAMPLES = (
 class ConvertConfig:
     """Settings of `volar-convert`."""
 
-    source: SourceKind = field(metadata={"help": "what is in path"})
+    source: str = field(
+        metadata={"help": f"what is in path: {', '.join(SOURCES)}; openvla (a checkpoint) has settings of its own"}
+    )
     path: Path = field(metadata={"help": "TFDS folder of one version, HDF5 file or folder of them, LeRobot folder"})
     output: Path = field(metadata={"help": "folder for the LeRobotDataset v3"})
     dataset: str | None = field(
@@ -64,7 +69,10 @@ class ConvertConfig:
         default="images", metadata={"help": "lossless PNG, or H.264: lossy, and smaller"}
     )
     image_size: int | None = field(default=None, metadata={"help": "pixels, square, to scale to; null: as they are"})
-    cameras: tuple[str, ...] = field(default=(), metadata={"help": "those to take (primary,wrist); []: all there are"})
+    cameras: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "those to take; top:front takes top under the name front; []: all, or the contract's"},
+    )
     missing_cameras: Literal["pad", "refuse"] = field(
         default="pad", metadata={"help": "an episode without one: black and listed in its info, or an error"}
     )
@@ -78,6 +86,8 @@ class ConvertConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
 
     def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise Unknown("source", self.source, (*SOURCES, *other_converters()))
         for name, least in (("episodes", 1), ("image_size", 8), ("shard_episodes", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -124,31 +134,31 @@ def main() -> int:
 
 
 def other_converter(words: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
-    """What makes something else than a dataset of the `source=` in the words: an entry point of `volar.converters`.
+    """What takes the words where they have the `source=` of an entry point; None for the sources of this module."""
+    sources = [word.removeprefix("source=") for word in words if word.startswith("source=")]
+    point = other_converters().get(sources[-1]) if sources else None
+    converter: Callable[[Sequence[str]], int] | None = None if point is None else point.load()
+    return converter
 
-    It takes the words itself. None for the sources of this module.
-    """
+
+def other_converters() -> "dict[str, EntryPoint]":
+    """`source=` -> what makes something else of it than a dataset, and takes the words itself."""
     from importlib.metadata import entry_points
 
-    sources = [word.removeprefix("source=") for word in words if word.startswith("source=")]
-    for point in entry_points(group="volar.converters") if sources else ():
-        if point.name == sources[-1]:
-            converter: Callable[[Sequence[str]], int] = point.load()
-            return converter
-    return None
+    return {point.name: point for point in entry_points(group="volar.converters")}
 
 
 def open_source(
-    kind: SourceKind,
+    kind: str,
     path: Path,
     *,
     dataset: str | None = None,
     split: str = "train",
     cameras: tuple[str, ...] = (),
-    contract: Path | None = None,
+    contract: "PolicyContract | None" = None,
     joints: "ToldJoints | None" = None,
 ) -> "EpisodeSource":
-    """Raises `VolarError` when it cannot be read or nothing says what its numbers mean."""
+    """`kind`: of `SOURCES`. Raises `VolarError` when it cannot be read or nothing says what its numbers mean."""
     if kind == "rlds":
         from volar.datasets.rlds_source import RldsSource
 
@@ -170,20 +180,25 @@ def convert(config: ConvertConfig) -> None:
     from volar.datasets.lerobot_layout import DatasetError
     from volar.datasets.rlds import Losses
     from volar.datasets.robot_joints import ToldJoints
+    from volar.robots.contract import PolicyContract
 
-    told = None
+    told, given = None, None
     if config.robot is not None:
         told = ToldJoints(config.robot, config.unit, config.gripper, config.calibration)
+    if config.contract is not None:
+        given = PolicyContract.load(config.contract)
     source = open_source(
         config.source,
         config.path,
         dataset=config.dataset,
         split=config.split,
         cameras=config.cameras,
-        contract=config.contract,
+        contract=given,
         joints=told,
     )
     contract = scaled(source.contract, config.image_size)
+    if given is not None:
+        _require_sizes(contract, given)
     writer = _writer(config, source, contract)
     total = min(source.total, config.episodes or source.total)
     losses, unlabelled = Losses(), 0
@@ -211,8 +226,7 @@ def convert(config: ConvertConfig) -> None:
             raise
     writer.finalize()
     _summary(writer, losses, unlabelled, {} if config.cameras else source.absent)
-    if told is not None:
-        _say_strange_cameras(contract, told.robot)
+    _say_strange_cameras(contract)
 
 
 def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContract":
@@ -223,24 +237,35 @@ def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContrac
     return replace(contract, cameras=cameras)
 
 
+def _require_sizes(contract: "PolicyContract", given: "PolicyContract") -> None:
+    """Raises `DatasetError` where cameras to be written have other sizes than in the contract that was given."""
+    from volar.datasets.lerobot_layout import DatasetError
+
+    wanted = {camera.name: f"{camera.width}x{camera.height}" for camera in given.cameras}
+    found = {camera.name: f"{camera.width}x{camera.height}" for camera in contract.cameras}
+    wrong = [f"{n} {wanted[n]}, found {size}" for n, size in found.items() if wanted.get(n, size) != size]
+    if wrong:
+        fix = "image_size=N scales to N x N; or write the sizes found into it"
+        raise DatasetError(f"contract= names cameras of other sizes ({'; '.join(wrong)}): {fix}")
+
+
 def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyContract") -> "EpisodeWriter":
     from volar.datasets.episode_writer import EpisodeWriter
     from volar.datasets.lerobot_layout import WRITER
-    from volar.datasets.lerobot_source import LeRobotSource
 
     # More `episodes` or another `on_error` continue the same dataset; everything else makes another one.
     about: dict[str, str | int | float | bool] = {
         "made_by": "volar-convert",
         "source": config.source,
-        "fingerprint": source.fingerprint,
+        **source.about,
         "split": config.split,
         "images": config.images,
         "image_size": config.image_size or 0,
         "missing_cameras": config.missing_cameras,
         "instruction": config.instruction or "",
     }
-    if isinstance(source, LeRobotSource) and source.joints is not None:
-        about |= source.joints.facts
+    if any(":" in camera for camera in config.cameras):  # the contract says the others
+        about["cameras"] = ",".join(config.cameras)
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, contract, about)
         if writer.shard_episodes != config.shard_episodes:
@@ -318,12 +343,14 @@ def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int, absent:
             print(f"  {reason}", file=sys.stderr)
 
 
-def _say_strange_cameras(contract: "PolicyContract", robot: str) -> None:
-    from volar.robots.spec import load_robot
+def _say_strange_cameras(contract: "PolicyContract") -> None:
+    from volar.robots.spec import ROBOTS, load_robot
 
-    have = load_robot(robot).cameras
+    robot = contract.robot
+    have = load_robot(robot).cameras if robot in ROBOTS else tuple(camera.name for camera in contract.cameras)
     for name in (camera.name for camera in contract.cameras if camera.name not in have):
         print(f"camera {name} is none of {robot}'s ({', '.join(have)}), which refuses a policy that looks through it")
+        print("  cameras=THEIRS:OURS takes it under the name of one")
 
 
 def missing_cameras(episodes: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """What `volar-convert` reads from: RLDS, HDF5 and LeRobot folders as one stream of episodes, decoded when asked for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from volar.datasets.rlds import Losses, OnError
 from volar.robots.contract import PolicyContract
+from volar.robots.errors import Unknown, UsageError
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class SourceEpisode:
 
 
 class EpisodeSource(Protocol):
-    """`total`: episodes, of the files that can be read. `fingerprint`: of the data, wherever it lies.
+    """`total`: episodes, of the files that can be read.
 
-    `absent`: role -> key, of the cameras that such data should have and these lack.
+    `about`: what decides the episodes and stands in no setting: a `fingerprint` of the data, wherever it lies, and what
+    became of its numbers. `absent`: role -> key, of the cameras that such data should have and these lack.
     """
 
     @property
@@ -54,8 +57,31 @@ class EpisodeSource(Protocol):
     def absent(self) -> dict[str, str]: ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def about(self) -> Mapping[str, str]: ...
 
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         """From the place `start` on, in order."""
         ...
+
+
+def chosen_cameras(asked: Sequence[str], available: Mapping[str, str]) -> dict[str, str]:
+    """The name to be written -> the source's own, of the cameras that `cameras=` asks for; all there are by default.
+
+    `asked`: THEIRS, or THEIRS:OURS to write it under another name. `available`: the source's names -> its keys, either
+    of which is taken for THEIRS. Raises `Unknown`, `UsageError` for a name that is no name or is given twice.
+    """
+    if not asked:
+        return {name: name for name in available}
+    by_key = {key: name for name, key in available.items()}
+    chosen: dict[str, str] = {}
+    for item in asked:
+        key, colon, ours = item.partition(":")
+        theirs = by_key.get(key, key)
+        if theirs not in available:
+            raise Unknown("camera", key, available)
+        if colon and not re.fullmatch(r"[\w-]+", ours):
+            raise UsageError(f"cameras={item}: after the colon comes the name to write: letters, digits, _ and -")
+        if (name := ours or theirs) in chosen:
+            raise UsageError(f"cameras={','.join(asked)} gives two cameras the name {name}; rename one: THEIRS:OURS")
+        chosen[name] = theirs
+    return chosen

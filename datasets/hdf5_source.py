@@ -11,9 +11,9 @@ Sources: robomimic's documentation, "Dataset structure"; Lifelong-Robot-Learning
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.episode_source import Numbers, SourceEpisode
+from volar.datasets.episode_source import Numbers, SourceEpisode, chosen_cameras
 from volar.datasets.lerobot_layout import ROWS, DatasetError
 from volar.datasets.oxe_entry import FRANKA, Named, axis_angle, delta, inverted, position, quaternion, stacked
 from volar.datasets.rlds import Losses, OnError
@@ -62,11 +62,11 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Hdf5Source:
-    """One file, or the files of a folder in the order of their names."""
+    """One file, or the files of a folder in the order of their names. `cameras`: name to be written -> role."""
 
     files: tuple[Path, ...]
     layout: Hdf5Layout
-    cameras: tuple[str, ...] = ()
+    cameras: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def open(path: Path, name: str | None, cameras: Sequence[str] = ()) -> "Hdf5Source":
@@ -84,14 +84,12 @@ class Hdf5Source:
         if name is None and not fitting:
             said = ", ".join(sorted(found)) or "none"
             raise DatasetError(f"{first} is neither of robomimic nor of LIBERO (observations: {said})")
-        source = Hdf5Source(tuple(files), LAYOUTS[name] if name else fitting[0], tuple(cameras))
-        for camera in cameras:
-            if camera not in source.available:
-                raise Unknown("camera", camera, source.available)
+        source = Hdf5Source(tuple(files), LAYOUTS[name] if name else fitting[0])
         if not source.available:
             wanted, there = ", ".join(source.absent.values()), ", ".join(sorted(found)) or "none"
             raise DatasetError(f"{first} has none of the cameras {wanted} (its observations: {there})")
-        return source
+        roles = {role: key for role, (key, _, _) in source.available.items()}
+        return replace(source, cameras=chosen_cameras(cameras, roles))
 
     @cached_property
     def available(self) -> dict[str, tuple[str, int, int]]:
@@ -112,7 +110,8 @@ class Hdf5Source:
 
     @property
     def chosen(self) -> dict[str, tuple[str, int, int]]:
-        return {role: self.available[role] for role in self.cameras or self.available}
+        """Name to be written -> (key, width, height)."""
+        return {name: self.available[role] for name, role in self.cameras.items()}
 
     @cached_property
     def total(self) -> int:
@@ -123,13 +122,13 @@ class Hdf5Source:
         return count
 
     @cached_property
-    def fingerprint(self) -> str:
-        about = [(path.name, path.stat().st_size) for path in self.files]
-        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    def about(self) -> Mapping[str, str]:
+        sizes = [(path.name, path.stat().st_size) for path in self.files]
+        return {"fingerprint": hashlib.sha256(json.dumps(sizes).encode()).hexdigest()}
 
     @cached_property
     def contract(self) -> PolicyContract:
-        cameras = tuple(CameraSpec(role, width, height) for role, (_, width, height) in self.chosen.items())
+        cameras = tuple(CameraSpec(name, width, height) for name, (_, width, height) in self.chosen.items())
         names = self.layout.names
         return PolicyContract(
             robot=FRANKA,
@@ -191,8 +190,8 @@ class Hdf5Source:
     def _images(self, path: Path, demo: str) -> dict[str, Iterable[NDArray[np.uint8]]]:
         with _opened(path) as file:
             there = set(file[f"data/{demo}"].get("obs", ()))
-        keys = {role: key for role, (key, _, _) in self.chosen.items() if key in there}
-        return {role: self._frames(path, demo, f"obs/{key}") for role, key in keys.items()}
+        keys = {name: key for name, (key, _, _) in self.chosen.items() if key in there}
+        return {name: self._frames(path, demo, f"obs/{key}") for name, key in keys.items()}
 
     def _frames(self, path: Path, demo: str, key: str) -> Iterator[NDArray[np.uint8]]:
         with _opened(path) as file:

@@ -1,7 +1,7 @@
 """LeRobotDataset folders, v2.1 and v3, as a source of episodes: for those of others, which carry no contract."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from volar.datasets.episode import MISSING_CAMERAS, without_places
-from volar.datasets.episode_source import Numbers, SourceEpisode
+from volar.datasets.episode_source import Numbers, SourceEpisode, chosen_cameras
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError
 from volar.datasets.mixture_contract import OWN
@@ -19,36 +19,34 @@ from volar.datasets.oxe import OXE, load_oxe
 from volar.datasets.rlds import Losses, OnError
 from volar.datasets.robot_joints import RobotJoints, ToldJoints
 from volar.robots.contract import CameraSpec, PolicyContract, differences
-from volar.robots.errors import Unknown
 
 
 @dataclass(frozen=True)
 class LeRobotSource:
-    """`joints`: how states and actions become the contract's, where they are not yet."""
+    """`cameras`: the contract's -> the dataset's own. `joints`: how its numbers become the contract's, if they must."""
 
     info: DatasetInfo
     contract: PolicyContract
+    cameras: Mapping[str, str]
     joints: RobotJoints | None = None
 
     @staticmethod
     def open(
         path: Path,
         name: str | None,
-        contract: Path | None,
+        contract: PolicyContract | None,
         cameras: tuple[str, ...] = (),
         told: ToldJoints | None = None,
     ) -> "LeRobotSource":
         """What states and actions mean is said by the folder's own contract, `contract`, `told` or an entry of `OXE`.
 
-        Raises `DatasetError` where nothing says it, two of them say different things or the sizes differ, `Unknown` for
-        a camera, and as `RobotJoints.of`.
+        Of the cameras, those of `contract` are taken if it names any; `cameras`, see `chosen_cameras`, may be fewer.
+        Raises `DatasetError` where nothing says what the numbers mean, two of them say different things, the sizes
+        differ or the cameras are not those of `contract`, and as `chosen_cameras` and `RobotJoints.of`.
         """
         info = load_info(path)
-        for camera in cameras:
-            if camera not in info.cameras:
-                raise Unknown("camera", camera, info.cameras)
-        names = cameras or tuple(info.cameras)
-        sizes = tuple(CameraSpec(n, info.cameras[n][1], info.cameras[n][0]) for n in names)
+        chosen = _cameras(info, contract, cameras)
+        sizes = {name: info.cameras[theirs] for name, theirs in chosen.items()}  # (height, width)
         joints = None if told is None else RobotJoints.of(info, told)
         meant = _meaning(path, name, contract) if joints is None else joints.contract(info.fps)
         if name is not None or contract is not None:
@@ -59,7 +57,8 @@ class LeRobotSource:
             raise DatasetError(f"{path} has {found} states and actions, its contract {wanted}")
         if meant.action.rate_hz != info.fps:
             raise DatasetError(f"{path} has {info.fps:g} frames a second, its contract {meant.action.rate_hz:g} Hz")
-        return LeRobotSource(info, replace(meant, cameras=sizes, statistics={}), joints)
+        specs = tuple(CameraSpec(name, width, height) for name, (height, width) in sizes.items())
+        return LeRobotSource(info, replace(meant, cameras=specs, statistics={}), chosen, joints)
 
     @property
     def total(self) -> int:
@@ -70,8 +69,9 @@ class LeRobotSource:
         return {}
 
     @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256((self.info.root / INFO).read_bytes()).hexdigest()
+    def about(self) -> Mapping[str, str]:
+        fingerprint = hashlib.sha256((self.info.root / INFO).read_bytes()).hexdigest()
+        return {"fingerprint": fingerprint} | ({} if self.joints is None else self.joints.facts)
 
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         for number, (path, rows) in enumerate(self.info.by_file()):
@@ -96,7 +96,7 @@ class LeRobotSource:
     def _numbers(self, row: dict[str, Any], table: pa.Table) -> Numbers:
         e = episode_of(self.info, table, row, {})
         facts = {key: value for key, value in e.info.items() if key != MISSING_CAMERAS}
-        chosen, own = ([camera.name for camera in self.contract.cameras], list(self.info.cameras))
+        chosen, own = list(self.cameras.values()), list(self.info.cameras)
         points = e.points if chosen[:1] == own[:1] else without_places(e.points)
         state, actions = e.state, e.actions
         if self.joints is not None:
@@ -105,8 +105,24 @@ class LeRobotSource:
 
     def _images(self, row: dict[str, Any], table: pa.Table) -> dict[str, Iterable[NDArray[np.uint8]]]:
         lacking = missing_cameras(row)
-        names = [camera.name for camera in self.contract.cameras if camera.name not in lacking]
-        return {name: frames(self.info, table, row, name) for name in names}
+        there = {name: theirs for name, theirs in self.cameras.items() if theirs not in lacking}
+        return {name: frames(self.info, table, row, theirs) for name, theirs in there.items()}
+
+
+def _cameras(info: DatasetInfo, contract: PolicyContract | None, asked: tuple[str, ...]) -> dict[str, str]:
+    """Name to be written -> the dataset's own. Raises `DatasetError` where `contract` names others."""
+    chosen = chosen_cameras(asked, info.camera_keys)
+    if contract is None or not contract.cameras:
+        return chosen
+    names = [camera.name for camera in contract.cameras]
+    wanted = list(chosen) if asked else names
+    if lacking := [name for name in wanted if name not in names or name not in chosen]:
+        said, has = ", ".join(names), ", ".join(info.cameras) or "none"
+        fix = 'cameras=THEIRS:OURS,... says which is which, and "cameras": [] in the contract takes those of the data'
+        raise DatasetError(
+            f"contract= names the cameras {said}, {info.root} has {has}; {', '.join(lacking)} is not in both: {fix}"
+        )
+    return {name: chosen[name] for name in wanted}
 
 
 def _require_own(path: Path, meant: PolicyContract, given: str) -> None:
@@ -120,9 +136,9 @@ def _require_own(path: Path, meant: PolicyContract, given: str) -> None:
         raise DatasetError(f"{path} has another {CONTRACT} ({said}): {fix}")
 
 
-def _meaning(path: Path, name: str | None, contract: Path | None) -> PolicyContract:
+def _meaning(path: Path, name: str | None, contract: PolicyContract | None) -> PolicyContract:
     if contract is not None:
-        return PolicyContract.load(contract)
+        return contract
     if name is not None:
         entry = load_oxe(name)
         return PolicyContract(

@@ -1,8 +1,8 @@
 """RLDS folders as a source of episodes, standardized by their entry in `oxe.py`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volar.datasets.episode_source import Numbers, SourceEpisode
+from volar.datasets.episode_source import Numbers, SourceEpisode, chosen_cameras
 from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.oxe import load_oxe
 from volar.datasets.oxe_entry import OBSERVATION, OxeDataset
@@ -18,34 +18,30 @@ from volar.datasets.rlds import Losses, OnError, RldsDataset, RldsEpisode
 from volar.datasets.rlds_features import text_of
 from volar.datasets.tfrecord import CorruptRecord
 from volar.robots.contract import CameraSpec, PolicyContract
-from volar.robots.errors import Unknown
 
 _METADATA = "episode_metadata/"
 
 
 @dataclass(frozen=True)
 class RldsSource:
-    """`cameras`: the roles to take, all there are by default."""
+    """`cameras`: name to be written -> role, of those to take."""
 
     dataset: RldsDataset
     entry: OxeDataset
     split: str
-    cameras: tuple[str, ...] = ()
+    cameras: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def open(path: Path, name: str | None, split: str, cameras: Sequence[str] = ()) -> "RldsSource":
         """Raises `DatasetError`, `Unknown` for a dataset, split or camera."""
         dataset = RldsDataset.open(path)
-        source = RldsSource(dataset, load_oxe(name, dataset), split, tuple(cameras))
+        source = RldsSource(dataset, load_oxe(name, dataset), split)
         dataset.split(split)
-        for camera in cameras:
-            if camera not in source.available:
-                raise Unknown("camera", camera, source.available)
         if not source.available:
             wanted = ", ".join(source.absent.values())
             there = ", ".join(key for key in dataset.features if key.startswith(OBSERVATION)) or "none"
             raise DatasetError(f"{path} has none of the cameras {wanted} (its observations: {there})")
-        return source
+        return replace(source, cameras=chosen_cameras(cameras, source.available))
 
     @property
     def available(self) -> dict[str, str]:
@@ -62,15 +58,16 @@ class RldsSource:
 
     @property
     def chosen(self) -> dict[str, str]:
-        return {role: self.available[role] for role in self.cameras} if self.cameras else self.available
+        """Name to be written -> feature."""
+        return {name: self.available[role] for name, role in self.cameras.items()}
 
     @property
     def total(self) -> int:
         return self.dataset.split(self.split).episodes
 
     @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
+    def about(self) -> Mapping[str, str]:
+        return {"fingerprint": self.dataset.fingerprint}
 
     @cached_property
     def contract(self) -> PolicyContract:
@@ -80,7 +77,7 @@ class RldsSource:
             action=self.entry.action,
             state_names=tuple(name for name, _ in self.entry.state),
             state_units=tuple(unit for _, unit in self.entry.state),
-            cameras=tuple(CameraSpec(role, *self._size(key)) for role, key in self.chosen.items()),
+            cameras=tuple(CameraSpec(name, *self._size(key)) for name, key in self.chosen.items()),
             chunk_length=1,
             execute_steps=1,
         )
@@ -129,7 +126,7 @@ class RldsSource:
         return Numbers(state, actions, text.strip(), success, _facts(episode))
 
     def _images(self, episode: RldsEpisode) -> dict[str, Iterable[NDArray[np.uint8]]]:
-        return {role: episode.images(key) for role, key in self.chosen.items() if key in episode}
+        return {name: episode.images(key) for name, key in self.chosen.items() if key in episode}
 
 
 def _text(value: Any, path: str) -> str:
