@@ -202,15 +202,12 @@ def timer_errors_ms(ticks: int, now: Callable[[], float], sleep: Callable[[float
 
 def check_artifact(path: Path) -> Check:
     """Loads the artifact (which checks hashes and contract) and replays its golden set."""
-    from volar.robots.policies import ARTIFACT_FILE, find_policy
+    from volar.robots.policy_source import artifact_folder
 
     try:
-        folder = find_policy(path)
-        if not (folder / ARTIFACT_FILE).is_file():
-            raise VolarError(f"{folder} is a policy directory, not an artifact")
         from volar.robots.exported_policy import ExportedPolicy
 
-        contract = ExportedPolicy(folder).contract
+        contract = ExportedPolicy(artifact_folder(str(path))).contract
     except (VolarError, ImportError) as error:
         return Check("artifact", "broken", str(error), "export again: volar-export policy=DIR output=ARTIFACT")
     size = f"robot {contract.robot}, {contract.chunk_length} steps at {contract.action.rate_hz:g} Hz"
@@ -250,11 +247,15 @@ def checks(config: DoctorConfig) -> list[Callable[[], Check]]:
 def examine(config: DoctorConfig, ros_arguments: Sequence[str] = ()) -> int:
     """Prints the table; returns 1 if something needed is broken, else 0. `ros_arguments`: from `--ros-args` on.
 
-    Raises `VolarError` for a robot that nobody knows or that is not the artifact's.
+    Raises `VolarError` for a path without an artifact, and for a robot that nobody knows or that is not the artifact's.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from volar.robots.policy_source import artifact_folder
+
+    if config.artifact is not None:
+        artifact_folder(str(config.artifact))  # a wrong path is said before anything is measured
     console = Console()
     results: list[Check] = []
     with console.status("listening to the robot"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from volar.robots import doctor
+from volar.robots.errors import VolarError
 
 
 def test_this_machine_renders_and_runs_onnx() -> None:
@@ -48,6 +49,21 @@ def test_a_broken_artifact_fails_the_report(tmp_path: Path, capsys: pytest.Captu
     assert check.status == "broken"
     assert "artifact.json" in check.found
     assert "volar-export" in check.fix
+
+
+def test_a_wrong_path_is_said_before_anything_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(doctor, "checks", lambda config: looked.append("machine") or [])
+    monkeypatch.setattr(doctor, "check_robot", lambda config, words: looked.append("robot") or [])
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text('{"type": "volar"}')
+    for name, says in (("nowhere", "no policy at .*nowhere: no such folder"), ("policy", "volar-export policy=")):
+        with pytest.raises(VolarError, match=says):
+            doctor.examine(doctor.DoctorConfig(tmp_path / name))
+        assert looked == []
+    (tmp_path / "policy" / "artifact.json").write_text("{")
+    doctor.examine(doctor.DoctorConfig(tmp_path / "policy"))
+    assert looked == ["robot", "machine"]
 
 
 def test_the_report_ends_with_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
