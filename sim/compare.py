@@ -1,7 +1,7 @@
 """volar-evaluate compare: which of two policies is better, by how much, and how sure that is.
 
-Takes the output folders of evaluations with the same episodes (the same tasks, episodes, seed, robot and
-randomization) and compares each with the first. Leaves compare.json and compare.html.
+Takes the output folders of evaluations with the same episodes (the same tasks, episodes, seed, robot, randomization,
+max_steps and latency_ms) and compares each with the first. Leaves compare.json and compare.html.
 
 The test is McNemar's, exact, two-sided, at 5 %; the interval of the difference Newcombe's for paired rates. Several
 policies, or the tasks of a suite, are corrected for their number (Holm).
@@ -56,10 +56,10 @@ def compare_evaluations(config: CompareConfig) -> dict[str, Any]:
     ]
     result = {
         "evaluations": [
-            {"name": name, "path": str(path), **{key: r[key] for key in ("policy", "policy_sha256", "latency_ms")}}
+            {"name": name, "path": str(path), **{key: r[key] for key in ("policy", "policy_sha256")}}
             for name, path, r in zip(names, config.evaluations, found, strict=True)
         ],
-        **{key: found[0][key] for key in ("suite", "seed", "robot", "randomization")},
+        **{key: found[0][key] for key in ("suite", "seed", "robot", "randomization", "latency_ms")},
         "comparisons": comparisons,
     }
     config.output.mkdir(parents=True, exist_ok=True)

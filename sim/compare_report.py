@@ -17,7 +17,7 @@ def compare_page(result: Results) -> str:
         f"<h1>{e(title)}</h1>",
         note(
             f"suite {e(result['suite'])} · robot {e(result['robot'])} · seed {result['seed']} · randomization "
-            f"{e(result['randomization'])} · the same episodes for each policy"
+            f"{e(result['randomization'])} · latency {result['latency_ms']:g} ms · the same episodes for each policy"
         ),
     ]
     for found in result["comparisons"]:
@@ -39,10 +39,10 @@ def compare_page(result: Results) -> str:
         )
     )
     facts = [
-        row(e(f["name"]), f"<code>{e(f['policy'])}</code>", f"<code>{f['policy_sha256'][:16]}</code>", _latency(f))
+        row(e(f["name"]), f"<code>{e(f['policy'])}</code>", f"<code>{f['policy_sha256'][:16]}</code>")
         for f in result["evaluations"]
     ]
-    parts.append(section("Policies", card(table(("evaluation", "policy", "SHA-256", "latency"), facts))))
+    parts.append(section("Policies", card(table(("evaluation", "policy", "SHA-256"), facts))))
     return page(title, parts)
 
 
@@ -95,7 +95,3 @@ def _difference_bar(judged: Results, width: int = 160) -> str:
         f'width="{max(high - low, 1):.1f}" height="10" fill="var(--good)" opacity=".35"/><rect '
         f'x="{middle - 1.5:.1f}" y="4" width="3" height="12" fill="var(--good)"/></svg>'
     )
-
-
-def _latency(found: Results) -> str:
-    return f"{found['latency_ms']:g} ms"

@@ -7,8 +7,8 @@ from typing import Any
 from volar.robots.errors import VolarError
 from volar.sim.paired_test import ALPHA, Pairs, episodes_needed, holm, mcnemar, paired_interval
 
-# What must be the same for two evaluations to have had the same episodes.
-_PAIRING = ("robot", "asset", "seed", "randomization", "max_steps")
+# What must be the same for two evaluations to have had the same episodes, and to differ by the policy alone.
+_PAIRING = ("robot", "asset", "seed", "randomization", "max_steps", "latency_ms")
 _PAIRING_WHERE_KNOWN = ("randomization_fingerprint",)  # older results lack it
 Results = Mapping[str, Any]
 
@@ -29,7 +29,9 @@ def require_paired(first: Results, other: Results, names: tuple[str, str]) -> No
     fields["episodes"] = (_number_of_episodes(first), _number_of_episodes(other))
     differing = [f"{key} {a} and {b}" for key, (a, b) in fields.items() if a != b]
     if differing:
-        raise VolarError(f"{where} did not run the same episodes: {'; '.join(differing)}")
+        raise VolarError(
+            f"{where} did not run the same episodes: {'; '.join(differing)}; run one again with the other's settings"
+        )
     for a, b in zip(first["episodes"], other["episodes"], strict=True):
         starts = {episode.get("start_sha256") for episode in (a, b)} - {"", None}  # a dead worker could tell none
         if any(a.get(key) != b.get(key) for key in ("task", "index", "seed", "valid")) or len(starts) > 1:

@@ -1,12 +1,16 @@
 """Two evaluations of the same episodes: who is better is said only where it is known, and only if they are the same."""
 
+import hashlib
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from volar.robots.contract import PolicyContract
 from volar.robots.errors import UsageError, VolarError
 from volar.sim import compare as verb
 from volar.sim.compare import CompareConfig, compare_evaluations
@@ -132,7 +136,8 @@ def test_what_only_one_of_several_tests_would_find_is_not_settled() -> None:
     [
         ({"seed": 1}, "seed 0 and 1"),
         ({"robot": "ur5e", "randomization": "full"}, "robot fr3 and ur5e; randomization none and full"),
-        ({"max_steps": 5}, "max_steps None and 5"),
+        ({"max_steps": 5}, "max_steps None and 5; run one again with the other's settings"),
+        ({"latency_ms": 120.0}, "a and b did not run the same episodes: latency_ms 20.0 and 120.0; run one again"),
         ({"stop": "sequential"}, "stop=never resume=true"),
     ],
 )
@@ -218,10 +223,19 @@ def test_short_names_tell_evaluations_apart() -> None:
 
 
 def test_real_evaluations_of_two_policies_are_paired(artifact_folder: Path, tmp_path: Path) -> None:
-    """Twice the same policy, once slower to answer: other commands, the same scenes."""
-    plain = {"policy": artifact_folder, "tasks": ("reach",), "episodes": 3, "videos": 0, "workers": 1}
-    for name, latency_ms in (("fast", 20.0), ("slow", 120.0)):
-        config = EvaluateConfig(**plain, wrong_instruction=False, latency_ms=latency_ms, output=tmp_path / name)  # type: ignore[arg-type]
-        evaluate(config)
-    found = compare_evaluations(CompareConfig((tmp_path / "fast", tmp_path / "slow"), output=tmp_path / "out"))
+    """The same network, asked after every fourth action or after each: other commands, the same scenes."""
+    often = tmp_path / "policy"
+    shutil.copytree(artifact_folder, often)
+    contract = replace(PolicyContract.load(often / "contract.json"), execute_steps=1)
+    contract.save(often / "contract.json")
+    manifest = json.loads((often / "artifact.json").read_text())
+    manifest["contract_sha256"] = contract.sha256
+    manifest["files"]["contract.json"] = hashlib.sha256((often / "contract.json").read_bytes()).hexdigest()
+    (often / "artifact.json").write_text(json.dumps(manifest))
+    plain = {"tasks": ("reach",), "episodes": 3, "videos": 0, "workers": 1, "wrong_instruction": False}
+    folders = tmp_path / "seldom", tmp_path / "often"
+    for policy, output in zip((artifact_folder, often), folders, strict=True):
+        evaluate(EvaluateConfig(policy=policy, output=output, **plain))  # type: ignore[arg-type]
+    found = compare_evaluations(CompareConfig(folders, output=tmp_path / "out"))
     assert found["comparisons"][0]["overall"]["episodes"] == 3
+    assert found["latency_ms"] == 20.0
