@@ -64,6 +64,14 @@ LATCHING: Final = frozenset(
         *(POLICY_DEAD, CLOCK_JUMP, STOP_REQUESTED),
     }
 )
+# The computer came late, or what the arm or a camera says cannot be: none of them is the policy's doing. An arm that is
+# not where it was told to be (`tracking_error`) is taken for driven against something, which is.
+NOT_THE_POLICYS: Final = frozenset(
+    {
+        *(STALE_JOINT_STATE, INVALID_JOINT_STATE, STALE_CAMERA, FROZEN_IMAGE),
+        *(CLOCK_JUMP, OBSERVATION_FAILED),
+    }
+)
 PAUSE_REQUESTED: Final = "pause_requested"  # why a paused arm rests; no fault
 
 # Why a request was not granted; `TickReport.denied` is one of these, or the fault that is still present.

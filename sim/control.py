@@ -2,7 +2,8 @@
 
 The same artifact, control loop and safety filter that drive a real arm; the policy runs in a process of its own, the
 loop at 100 Hz on the wall clock. Leaves control.json: success, how exact the period was, how long inference took,
-when the arm held and why, and how near to its limits it came.
+when the arm held and why, and how near to its limits it came. An episode that the computer or the robot stopped
+(stale_joint_state, for one) is named and not counted: the policy did not cause it.
 """
 
 import contextlib

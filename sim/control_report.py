@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from volar.robots.limit_margins import LimitMargins
+from volar.robots.loop_state import LATCHING, NOT_THE_POLICYS
 from volar.sim.evaluation import versions
 from volar.sim.wall_clock import RealTimeRun
 from volar.sim.wilson import wilson_interval
@@ -24,14 +25,27 @@ class Run:
     instruction: str
     result: RealTimeRun
 
+    @property
+    def stopped_by(self) -> str:
+        """The fault that stopped the arm for good, or ''."""
+        return next((reason for reason in self.result.holds if reason in LATCHING), "")  # in order of appearance
+
+    @property
+    def counts(self) -> bool:
+        """False where the computer or the robot put an end to it: such a run says nothing of the policy."""
+        return self.result.success or self.stopped_by not in NOT_THE_POLICYS
+
 
 def summarize(runs: Sequence[Run], period_s: float) -> dict[str, Any]:
     """Success with its interval, timing, holds and margins over all runs, then each run; plain values.
 
-    `reason` of a run, where it broke down; it counts as a failure, and `invalid` counts such runs.
+    `success_rate` and `wilson95` are of the `counted` runs, None without any; `not_counted`: fault -> runs that the
+    computer or the robot stopped by it. `reason` of a run, where it broke down; it counts as a failure, and `invalid`
+    counts such runs.
     """
     results = [run.result for run in runs]
     successes = sum(result.success for result in results)
+    counted = sum(run.counts for run in runs)
     holds: Counter[str] = Counter()
     margins = LimitMargins()
     for result in results:
@@ -42,9 +56,11 @@ def summarize(runs: Sequence[Run], period_s: float) -> dict[str, Any]:
     return {
         "successes": successes,
         "episodes": len(runs),
-        "success_rate": successes / len(runs),
+        "counted": counted,
+        "not_counted": dict(sorted(Counter(run.stopped_by for run in runs if not run.counts).items())),
+        "success_rate": successes / counted if counted else None,
         "invalid": sum(bool(result.reason) for result in results),
-        "wilson95": list(wilson_interval(successes, len(runs))),
+        "wilson95": list(wilson_interval(successes, counted)) if counted else None,
         "scheduling": "real-time" if all(result.real_time for result in results) else "normal",
         "period_ms": 1e3 * period_s,
         "ticks": sum(len(timing.ticks_ns) for timing in timings),
@@ -61,6 +77,7 @@ def summarize(runs: Sequence[Run], period_s: float) -> dict[str, Any]:
                 "instruction": run.instruction,
                 "success": run.result.success,
                 "reason": run.result.reason,
+                "stopped_by": run.stopped_by,
                 "duration_s": run.result.duration_s,
                 "holds": run.result.holds,
                 "refused": run.result.refused,
@@ -102,13 +119,14 @@ def print_summary(result: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     if "successes" in result:  # on a real arm nobody knows
-        low, high = result["wilson95"]
-        console.print(f"success {result['successes']}/{result['episodes']} ({100 * low:.0f}–{100 * high:.0f} %)")
+        console.print(_success(result))
     for run in result.get("runs", ()):
         if run["reason"]:
             console.print(f"broke down and counts as a failure: {run['reason']}")
-    holds = ", ".join(f"{reason} {count}" for reason, count in result["holds"].items()) or "none"
-    console.print(f"holds, in {result['ticks']} control periods: {holds}")
+    holds = result["holds"]
+    console.print(f"holds, in {result['ticks']} control periods: {_counts(holds) or 'none'}")
+    if others := {reason: count for reason, count in holds.items() if reason in NOT_THE_POLICYS}:
+        console.print(f"of these the computer's or the robot's, not the policy's: {_counts(others)}")
     if result.get("policy_error"):
         console.print(f"the policy gave no chunk, the last time because: {result['policy_error']}")
     console.print(
@@ -120,3 +138,17 @@ def print_summary(result: Mapping[str, Any]) -> None:
             f"note: the period was not kept (target p99 {PERIOD_ERROR_TARGET_MS:g} ms; {result['periods_skipped']} "
             f"periods skipped): the cores are busy, and scheduling is {result['scheduling']}"
         )
+
+
+def _success(result: Mapping[str, Any]) -> str:
+    text = "success unknown: no episode counts"
+    if result["counted"]:
+        low, high = result["wilson95"]
+        text = f"success {result['successes']}/{result['counted']} ({100 * low:.0f}–{100 * high:.0f} %)"
+    if result["not_counted"]:
+        text += f"; not counted, stopped by the computer or the robot: {_counts(result['not_counted'])}"
+    return text
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.items())

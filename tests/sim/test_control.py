@@ -1,6 +1,7 @@
 """volar-control: deadlines, what an instruction means, and one short run on the real clock."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -20,11 +21,12 @@ from volar.robots.real_time import SPIN_S, Pacer
 from volar.robots.tokenize_words import TokenizerError
 from volar.sim.closed_loop import ClosedLoop, episode_seed, world_for
 from volar.sim.control import ControlConfig, control
-from volar.sim.control_report import Run, summarize
+from volar.sim.control_report import Run, print_summary, summarize
 from volar.sim.orders import Order, seeds, understand
 from volar.sim.tasks import TASKS
 from volar.sim.tasks.layout import NoLayout
 from volar.sim.wall_clock import run_in_real_time
+from volar.sim.wilson import wilson_interval
 from volar.sim.world import TaskWorld
 
 PERIOD_NS = 10_000_000
@@ -108,6 +110,56 @@ def test_physics_that_diverges_costs_its_own_episode_only(artifact_folder: Path)
     assert result["runs"][1]["reason"] == ""
     assert result["runs"][1]["duration_s"] == pytest.approx(0.3)
     world.close()
+
+
+def _preempted() -> Pacer:
+    """Another program has the core for 150 ms, once, between a deadline and its tick."""
+    pacer, clock = _pacer()
+    wait, number = pacer.wait, itertools.count()
+
+    def late() -> int:
+        skipped = wait()
+        clock.now_ns += 150_000_000 if next(number) == 10 else 0
+        return skipped
+
+    pacer.wait = late  # type: ignore[method-assign]
+    return pacer
+
+
+def test_what_the_computer_stopped_is_not_counted_as_the_policys(
+    artifact_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = ExportedPolicy(artifact_folder)
+    world, source = world_for("reach", "fr3", policy.contract), InProcessSource(policy, 0.02)
+    loop = ControlLoop.for_policy(world.body, Arm(world.spec), policy.contract, source)
+    loop.set_instruction("move to the red block")
+    runs = []
+    for pacer in (_preempted(), _pacer()[0]):
+        world.reset(21)
+        source.reset(21)
+        runs.append(Run(21, "", run_in_real_time(world, loop, source, pacer, 0.4, check_every=10)))
+    world.close()
+    late, whole = runs
+    assert (late.stopped_by, late.counts) == ("stale_joint_state", False)
+    assert (whole.stopped_by, whole.counts) == ("", True)
+    assert not late.result.success
+    assert replace(late, result=replace(late.result, success=True)).counts  # done before, or in spite of it
+    driven = replace(late, result=replace(late.result, holds={"tracking_error": 3, "stale_joint_state": 1}))
+    assert (driven.stopped_by, driven.counts) == ("tracking_error", True)
+
+    both, none = (
+        {"robot": "sim/fr3", "instruction": "", "task": "reach"} | summarize(some, 0.01) for some in (runs, [late])
+    )
+    assert (both["episodes"], both["counted"], both["not_counted"]) == (2, 1, {"stale_joint_state": 1})
+    assert [run["stopped_by"] for run in both["runs"]] == ["stale_joint_state", ""]
+    assert both["wilson95"] == list(wilson_interval(0, 1))
+    assert (none["success_rate"], none["wilson95"]) == (None, None)
+    print_summary(both)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "success 0/1 (0–79 %); not counted, stopped by the computer or the robot: stale_joint_state 1" in said
+    assert f"not the policy's: stale_joint_state {late.result.holds['stale_joint_state']}" in said
+    print_summary(none)
+    assert "success unknown: no episode counts; not counted" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", TASKS)
