@@ -10,6 +10,7 @@ never a `DictConfig`. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
 """
 
 import errno
+import os
 import re
 import shlex
 import sys
@@ -61,7 +62,8 @@ def run[C: "DataclassInstance"](
             return 0
         parsed = parse(config, words, config_dir=config_dir, positional=positional)
         before = _stamp(parsed)
-        if getattr(parsed, "resume", False) and _is_empty(output := Path(getattr(parsed, "output", "."))):
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher starts, one speaks
+        if first and getattr(parsed, "resume", False) and _is_empty(output := Path(getattr(parsed, "output", "."))):
             print(f"nothing to resume in {output} yet: beginning anew", flush=True)
         return main(parsed) or 0
     except KeyboardInterrupt:

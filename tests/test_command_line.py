@@ -164,7 +164,7 @@ def test_the_way_to_go_on_after_an_interrupt_does_not_overwrite(
 
 
 def test_resuming_where_nothing_is_says_in_one_line_that_it_begins(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     for name, words, says in (
@@ -175,6 +175,9 @@ def test_resuming_where_nothing_is_says_in_one_line_that_it_begins(
     ):
         assert call([str(tmp_path / name), *words], writes=True) == 0
         assert capsys.readouterr().out == says
+    monkeypatch.setenv("RANK", "1")  # the second process of torchrun or accelerate
+    assert call([str(tmp_path / "again"), "resume=true"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interrupt_before_anything_is_replaced_does_not_lead_to_what_was_there(
