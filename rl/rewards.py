@@ -4,7 +4,8 @@ The reward follows from the instruction that the policy was given, not from the 
 block, lifting the red one earns nothing. Everything is a function of the simulator's state, as the tasks themselves.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,16 +32,20 @@ class Reward(Protocol):
 def told_goal(task: Task, instruction: str, own: Goal, start: SceneState) -> Goal:
     """The goal that an instruction asks for in a scene whose own goal is `own`.
 
-    Every phrasing of the task is tried, held-out ones too. What the order does not name (a second colour) stays as in
-    `own`. Raises `VolarError` for words that are no order of this task.
+    Every phrasing of the task is tried, held-out ones too. What the order does not name (a second colour, a side) stays
+    as in `own`, whose values are therefore tried first. Raises `VolarError` for words that are no order of this task.
     """
-    for color in own.choices:
-        for side in tuple(SIDES) if own.side else ("",):
-            for other in own.choices if own.other else ("",):
-                for template in (*task.templates, *task.held_out_templates):
-                    if template.format(color=color, side=side, other=other) == instruction:
-                        return _at(task, replace(own, color=color, side=side, other=other), own, start)
+    others = _first(own.other, own.choices) if own.other else ("",)
+    sides = _first(own.side, SIDES) if own.side else ("",)
+    for color, side, other in itertools.product(_first(own.color, own.choices), sides, others):
+        for template in (*task.templates, *task.held_out_templates):
+            if template.format(color=color, side=side, other=other) == instruction:
+                return _at(task, replace(own, color=color, side=side, other=other), own, start)
     raise VolarError(f"{instruction!r} is no order of {task.name} about {', '.join(own.choices)}")
+
+
+def _first(value: str, choices: Iterable[str]) -> tuple[str, ...]:
+    return (value, *(choice for choice in choices if choice != value))
 
 
 def _at(task: Task, goal: Goal, own: Goal, start: SceneState) -> Goal:

@@ -1,13 +1,13 @@
 """The reward is for what was asked, and for nothing else."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
 from volar.rl.rewards import (
     DenseReward,
-    SparseReward,
     Told,
     make_reward,
     potential,
@@ -17,7 +17,11 @@ from volar.rl.rewards import (
 )
 from volar.robots.errors import Unknown, VolarError
 from volar.sim.colors import COLORS
-from volar.sim.tasks import TASKS, load_task
+from volar.sim.distributions import Choice
+from volar.sim.randomization import Randomization, Term
+from volar.sim.scene import SceneState
+from volar.sim.tasks import SUITES, TASKS, load_task
+from volar.sim.tasks.task import SIDES
 from volar.sim.world import StepDriver, TaskWorld
 
 
@@ -43,45 +47,88 @@ def test_words_that_are_no_order_are_refused() -> None:
         told_goal(w.task, "sing a song", w.goal, w.state)
 
 
-def finished(task: str, told_wrong: bool) -> tuple[float, float]:
-    """What the episode earns when the scene's own goal is reached: the reward, and what a reward of its goal says."""
-    w = world(task, 1)
-    instruction = w.wrong_instruction() if told_wrong else w.instruction
-    told = Told(w.task, told_goal(w.task, instruction, w.goal, w.state))
-    reward = SparseReward()
-    reward.begin(w.state)
-    driver, earned = StepDriver(w), 0.0
+def test_what_an_order_leaves_open_stays_as_in_the_scene(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = world("stack")
+    others = [color for color in COLORS if color != w.goal.color]
+    for template in ("stack something on the {other} block", "stack the {color} block on another"):
+        monkeypatch.setattr(type(w.task), "templates", (template,))
+        for other in others:
+            own = replace(w.goal, other=other)
+            found = told_goal(w.task, template.format(color=own.color, other=own.other), own, w.state)
+            assert (found.color, found.other) == (own.color, own.other)
+    w = world("push")
+    monkeypatch.setattr(type(w.task), "templates", ("push the {color} block aside",))
+    for side in SIDES:
+        own = replace(w.goal, side=side)
+        assert told_goal(w.task, f"push the {own.color} block aside", own, w.state).side == side
+
+
+DISTRACTORS = Randomization("distractors", (Term("distractor_count", Choice((3,))),))
+
+
+@cache
+def episode(task: str, randomization: Randomization) -> tuple[TaskWorld, list[SceneState]]:
+    """The scripted expert does what the scene's own order asks: the states from reset to success."""
+    w = TaskWorld(task, cameras=(), randomization=randomization)
+    driver = StepDriver(w)
     driver.reset(1)
-    for _ in range(w.task.max_steps):
+    states = [w.state]
+    while len(states) <= w.task.max_steps and not w.success():
         driver.step(w.expert().astype(np.float32))
-        earned += reward.after_step(w.state, told.success(w.state))
-        if w.success():
-            break
-    return earned, float(w.success())
+        states.append(w.state)
+    return w, states
 
 
-@pytest.mark.parametrize("task", ["reach", "push", "lift"])
+def earned(name: str, told: Told, states: list[SceneState]) -> list[float]:
+    """What the reward of that name gives for each step between these states."""
+    reward = make_reward(name, told, 0.9)
+    reward.begin(states[0])
+    return [reward.after_step(state, told.success(state)) for state in states[1:]]
+
+
+@pytest.mark.parametrize("task", SUITES["tabletop"])
 def test_following_another_instruction_earns_nothing(task: str) -> None:
-    assert finished(task, told_wrong=False) == (1.0, 1.0)
-    assert finished(task, told_wrong=True) == (0.0, 1.0)
+    w, states = episode(task, Randomization("none"))
+    for text, wanted in ((w.instruction, 1.0), (w.wrong_instruction(), 0.0)):
+        told = Told(w.task, told_goal(w.task, text, w.goal, states[0]))
+        assert sum(earned("sparse", told, states)) == wanted
+    assert w.success()
 
 
-def test_what_is_not_asked_for_changes_no_reward() -> None:
-    w = world("place_on")
-    told = Told(w.task, w.goal)
-    state = w.state
-    moved = state.blocks.copy()
-    others = [i for i, color in enumerate(COLORS) if color != w.goal.color]
-    moved[others] += np.random.default_rng(0).uniform(-0.2, 0.2, (3, 3))
-    other = replace(state, blocks=moved)
+@pytest.mark.parametrize("task", SUITES["tabletop"])
+def test_what_is_not_asked_for_changes_no_reward(task: str) -> None:
+    """Neither things of other colours that stand about, nor where the blocks are that the order does not name."""
+    w, states = episode(task, DISTRACTORS)
+    assert len(w.draws["distractor_poses"]) == 3
+    told, rng = Told(w.task, w.goal), np.random.default_rng(0)
+    others = [i for i, color in enumerate(COLORS) if color not in (w.goal.color, w.goal.other)]
+    moved = [replace(state, blocks=state.blocks.copy()) for state in states]
+    for state in moved:
+        state.blocks[others] += rng.uniform(-0.2, 0.2, (len(others), 3))
     for name in ("sparse", "dense"):
-        found = []
-        for s in (state, other):
-            reward = make_reward(name, told, 0.9)
-            reward.begin(s)
-            found.append([reward.after_step(s, False), reward.after_step(s, True)])
-        assert found[0] == found[1]
-    assert potential(told, state) == potential(told, other)
+        found = earned(name, told, states)
+        assert found == earned(name, told, moved)
+        assert found == pytest.approx(earned(name, told, episode(task, Randomization("none"))[1]), abs=1e-3)
+    assert told.success(states[-1])
+
+
+@pytest.mark.parametrize("task", SUITES["tabletop"])
+def test_another_block_in_the_place_of_the_right_one_is_no_success(task: str) -> None:
+    w, states = episode(task, DISTRACTORS)
+    wrong = told_goal(w.task, w.wrong_instruction(), w.goal, states[0]).color
+    assert Told(w.task, w.goal).success(states[-1])
+    assert not Told(w.task, w.goal).success(exchanged(states[-1], w.goal.color, wrong))
+
+
+def exchanged(state: SceneState, a: str, b: str) -> SceneState:
+    """The blocks of these colours are each where the other was; drawers, buttons and levers likewise."""
+    swap = {a: b, b: a}
+    order = [COLORS.index(swap.get(color, color)) for color in COLORS]
+    joints = {}
+    for name, value in state.joints.items():
+        kind, _, color = name.rpartition("_")
+        joints[name] = state.joints.get(f"{kind}_{swap.get(color, color)}", value)
+    return replace(state, blocks=state.blocks[order], joints=joints)
 
 
 def test_shaping_adds_only_what_the_start_was_worth() -> None:
