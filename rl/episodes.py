@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from volar.datasets.episode import POINTS_SHAPE
 from volar.rl.exploration import Noise, tokens_at
 from volar.rl.rewards import Told, make_reward, privileged_state, told_goal
-from volar.rl.token_policy import TokenPolicy
+from volar.rl.token_policy import PRIVILEGED, Batch, TokenPolicy, pooled
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.control_loop import ControlLoop
 from volar.robots.in_process_source import InProcessSource
@@ -50,10 +50,11 @@ class Job:
 class Trajectory:
     """N decisions of one episode. `inputs`: name -> (N, ...), an observation of `TokenPolicy`; `tokens` int16
     (N, E, A); `rewards` (N,) of the steps that each decision lasted, discounted to its beginning; `steps` (N,) their
-    number; `last` (P,): what the critic sees at the end. `terminated`: it ended by itself, and not by the clock: with
-    success, or what a `Judge` took for it. `success`: what was asked for was true after some step. `points` (N, 3, 5):
-    labels of pointing. `valid`: False for an episode that could not be run, without decisions, and `error` says why;
-    `broken`: it had begun, which counts against the policy."""
+    number; `last` (P,) or (D,): what the critic sees at the end (zeros for one that sees the pooled queries, where
+    nothing follows). `terminated`: it ended by itself, and not by the clock: with success, or what a `Judge` took for
+    it. `success`: what was asked for was true after some step. `points` (N, 3, 5): labels of pointing. `valid`: False
+    for an episode that could not be run, without decisions, and `error` says why; `broken`: it had begun, which counts
+    against the policy."""
 
     job: Job
     inputs: Mapping[str, Array]
@@ -75,7 +76,8 @@ class Trajectory:
 @dataclass(frozen=True)
 class Setting:
     """What every episode of a run shares. `gamma`: discount of one step; `images`: keep them, for a trunk that trains;
-    `pointing`: keep labels of pointing; `classifier`: the folder of one, for reward `classifier`."""
+    `pointing`: keep labels of pointing; `classifier`: the folder of one, for reward `classifier`; `critic`: what it
+    sees, the simulator's `state` or the `pooled` queries, and so whether the state is kept."""
 
     tasks: tuple[str, ...]
     robot: str = "fr3"
@@ -87,6 +89,7 @@ class Setting:
     images: bool = False
     pointing: bool = False
     classifier: str = ""
+    critic: str = "state"
 
 
 class Judge(Protocol):
@@ -119,12 +122,21 @@ class ExploringPolicy:
         self._noise = None if noise_seed is None else Noise(size, rho, np.random.default_rng(noise_seed))
         self.policy.widen(width)
 
-    @torch.inference_mode()
-    def predict(self, observation: Observation) -> ActionChunk:
+    def _batch(self, observation: Observation) -> Batch:
+        """As the network takes it: one row, raw."""
         text = self.contract.instruction_template.format(instruction=observation.instruction)
         raw: dict[str, Array] = {c.name: observation.images[c.name] for c in self.contract.cameras}
         raw |= {"state": observation.state, "input_ids": self._tokenizer.encode([text])[0]}
-        obs = {k: torch.from_numpy(v.copy())[None] for k, v in raw.items()}
+        return {k: torch.from_numpy(v.copy())[None] for k, v in raw.items()}
+
+    @torch.inference_mode()
+    def pooled(self, observation: Observation) -> Array:
+        """The mean of the queries (D,), which a critic may see in place of the simulator's state."""
+        return pooled(self.policy.seen(self._batch(observation))[0])[0].numpy()
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation) -> ActionChunk:
+        obs = self._batch(observation)
         if self.keeps_images and self.policy.sees_alike:
             obs = self.policy.sight(obs)
         queries, points, state = self.policy.seen(obs)
@@ -133,7 +145,7 @@ class ExploringPolicy:
             tokens = logits.argmax(-1)  # (H, A)
         else:
             tokens = tokens_at(self.policy.explored(logits).exp(), self._noise.next())
-        seen = {"queries": queries[0].numpy(), "scaled_points": points[0].numpy(), "state": raw["state"]}
+        seen = {"queries": queries[0].numpy(), "scaled_points": points[0].numpy(), "state": observation.state}
         self.inputs.append({k: v[0].numpy() for k, v in obs.items()} if self.keeps_images else seen)
         self.tokens.append(tokens[: self.contract.execute_steps].numpy().astype(np.int16))
         actions = self._table.gather(1, tokens.T).T  # (H, A)
@@ -218,12 +230,24 @@ class EpisodeRunner:
             success = success or now
             ended = now if judge is None else judge.after_step(world, now)
             earned.append(reward.after_step(state, ended))
-        last = privileged_state(told, world.state, 1.0 - steps / limit, self.setting.tasks)
+        if self.setting.critic == "pooled":
+            last = self._pooled(world, loop, nothing_follows=ended or job.held_out)
+        else:
+            last = privileged_state(told, world.state, 1.0 - steps / limit, self.setting.tasks)
         rewards, durations = per_decision(earned, decided_at, self.setting.gamma)
         inputs = {key: np.stack([item[key] for item in self.policy.inputs]) for key in self.policy.inputs[0]}
-        inputs["privileged"] = np.stack(seen)
+        if self.setting.critic == "state":
+            inputs[PRIVILEGED] = np.stack(seen)
         tokens = np.stack(self.policy.tokens)
         return Trajectory(job, inputs, tokens, rewards, durations, last, np.stack(points), success, ended)
+
+    def _pooled(self, world: TaskWorld, loop: ControlLoop, nothing_follows: bool) -> Array:
+        """(D,) What the next observation would be to the critic; zeros, and no look, where nothing follows."""
+        if nothing_follows:
+            return np.zeros(self.policy.policy.vla.backbone.width, np.float32)
+        now = world.body.joint_state()
+        state = loop.arm.state(self.policy.contract.state_names, now.q, now.gripper_width_m)
+        return self.policy.pooled(Observation(world.body.images(), state, world.instruction, world.body.now_ns))
 
     def world(self, task: str) -> TaskWorld:
         """Where episodes of a task happen; the next one resets it."""

@@ -5,7 +5,7 @@ leave any clipping range at once. The divergence from the cloned reference is ex
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,11 +112,11 @@ class Learner:
         return notes
 
     def fit_critic(self, batch: Decisions, rng: np.random.Generator) -> None:
-        """Regression of the returns."""
+        """Regression of the returns. What the critic sees is computed once: no step here changes it."""
+        inputs = critic_inputs(self.policy, batch.inputs)  # (M, F)
         for _ in range(self.config.value_epochs):
-            for rows in minibatches(len(batch), self.config.minibatch, rng):
-                part = batch.part(rows)
-                loss = (self.policy.values(part.inputs) - part.returns).square().mean()
+            for rows in map(torch.as_tensor, minibatches(len(batch), self.config.minibatch, rng)):
+                loss = (self.policy.values_of(inputs[rows]) - batch.returns[rows]).square().mean()
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
@@ -148,6 +148,13 @@ class Learner:
             "clip_fraction": float((outside * weight).sum() / count),
             "entropy": float(entropy),
         }
+
+
+def critic_inputs(policy: TokenPolicy, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the critic sees of M decisions, (M, F), computed in parts."""
+    count = len(next(iter(inputs.values())))
+    parts = ({key: value[i : i + _ROWS] for key, value in inputs.items()} for i in range(0, count, _ROWS))
+    return torch.cat([policy.critic_inputs(part) for part in parts])
 
 
 def joined(trajectories: Sequence[Trajectory], key: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""PPO (Schulman et al., 2017) over decisions, with a critic that may see the simulator's state."""
+"""PPO (Schulman et al., 2017) over decisions, with a critic of the simulator's state or of what the policy sees."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from volar.rl.advantages import decision_advantages, normalized
 from volar.rl.episodes import Trajectory
-from volar.rl.learner import Learner, joined
+from volar.rl.learner import Learner, critic_inputs, joined
 from volar.rl.token_policy import PRIVILEGED, TokenPolicy
 
 
@@ -45,15 +45,12 @@ def ppo_update(
 
 @torch.no_grad()
 def predicted(policy: TokenPolicy, trajectories: Sequence[Trajectory]) -> tuple[list[NDArray[np.float32]], list[float]]:
-    """The critic's values of every decision of each episode, (N,) each, and of its end; for a critic that does not see
-    the state, the last decision's value stands for the end's."""
+    """The critic's values of every decision of each episode, (N,) each, and of its end."""
     keys = [PRIVILEGED] if policy.critic_sees_state else list(trajectories[0].inputs)
-    flat = policy.values({key: joined(trajectories, key) for key in keys}).numpy()
-    values = np.split(flat, np.cumsum([len(t) for t in trajectories])[:-1])
-    if not policy.critic_sees_state:
-        return values, [float(own[-1]) for own in values]
-    last = torch.from_numpy(np.stack([t.last for t in trajectories]))
-    return values, policy.values({PRIVILEGED: last}).tolist()
+    inputs = critic_inputs(policy, {key: joined(trajectories, key) for key in keys})  # (M, F)
+    values = np.split(policy.values_of(inputs).numpy(), np.cumsum([len(t) for t in trajectories])[:-1])
+    last = torch.from_numpy(np.stack([t.last for t in trajectories]))  # (episodes, F)
+    return values, policy.values_of(last).tolist()
 
 
 def explained_variance(values: NDArray[np.floating], returns: NDArray[np.floating]) -> float:

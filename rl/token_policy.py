@@ -35,10 +35,10 @@ class TokenPolicy(ActorCriticPolicy):
     Raw: one uint8 image (B, H, W, 3) for each camera, `state` (B, S) in physical units, `input_ids` (B, T). Where
     vision and connector are frozen, what `sight` made of the images may stand for them. Or, where the whole trunk is
     frozen and was computed before: `queries` (B, H, D), `scaled_points` (B, 2, 3), `state` as above.
-    `privileged` (B, P), if there, is what the critic sees (an asymmetric critic: Pinto et al., RSS 2018); else it sees
-    the mean of the queries, detached. `trains`: `head`, the action head alone, or `all` but what is frozen in `model`.
-    Tokens are bins in rising order, (B, E, A). Dimensions that decode to one value whatever the token count nowhere.
-    `precision`: `no`, or `bf16` for the trunk; the head, whose probabilities are compared, stays in float32.
+    `privileged` (B, P), where the space has it, is what the critic sees (an asymmetric critic: Pinto et al., RSS 2018);
+    else it sees the mean of the queries, detached. `trains`: `head`, the action head alone, or `all` but what is frozen
+    in `model`. Tokens are bins in rising order, (B, E, A). Dimensions that decode to one value whatever the token count
+    nowhere. `precision`: `no`, or `bf16` for the trunk; the head, whose probabilities are compared, stays in float32.
     """
 
     kernel: Tensor
@@ -75,7 +75,7 @@ class TokenPolicy(ActorCriticPolicy):
         self.register_buffer("kernel", kernel, persistent=False)
         self.widen(1.0)
         self.register_buffer("free", torch.as_tensor(free_dimensions(contract)), persistent=False)  # (A,)
-        seen = spaces.flatdim(observation_space[PRIVILEGED]) if self.critic_sees_state else model.backbone.width
+        seen = spaces.flatdim(observation_space[PRIVILEGED]) if self.critic_sees_state else model.backbone.width  # F
         self.critic = nn.Sequential(
             nn.Linear(seen, _CRITIC_WIDTH), nn.Tanh(), nn.Linear(_CRITIC_WIDTH, _CRITIC_WIDTH), nn.Tanh()
         )
@@ -148,11 +148,19 @@ class TokenPolicy(ActorCriticPolicy):
         wide = torch.einsum("...ab,abc->...ac", plain.exp(), self.kernel)
         return (wide + 1e-10).log()
 
-    def values(self, obs: Batch) -> Tensor:
-        """(B,)"""
-        inputs = obs[PRIVILEGED].float() if self.critic_sees_state else self.seen(obs)[0].detach().mean(1)
+    @torch.no_grad()
+    def critic_inputs(self, obs: Batch) -> Tensor:
+        """What the critic sees, (B, F): F is P with `privileged`, else D."""
+        return obs[PRIVILEGED].float() if self.critic_sees_state else pooled(self.seen(obs)[0])
+
+    def values_of(self, inputs: Tensor) -> Tensor:
+        """(B, F), see `critic_inputs`, to values (B,)."""
         values: Tensor = self.critic(inputs)[:, 0]
         return values
+
+    def values(self, obs: Batch) -> Tensor:
+        """(B,)"""
+        return self.values_of(self.critic_inputs(obs))
 
     # --- Stable-Baselines3's interface; an action is (B, E * A) bins
 
@@ -185,6 +193,11 @@ class TokenPolicy(ActorCriticPolicy):
 
     def _of(self, logp: Tensor, tokens: Tensor) -> Tensor:
         return (logp.gather(-1, tokens[..., None])[..., 0] * self.free).sum((-1, -2))
+
+
+def pooled(queries: Tensor) -> Tensor:
+    """Hidden states of the action queries (B, H, D) -> their mean (B, D), through which nothing is learned."""
+    return queries.detach().mean(1)
 
 
 def arm_dimensions(contract: PolicyContract) -> int:

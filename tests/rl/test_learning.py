@@ -125,11 +125,14 @@ def test_an_episode_that_the_clock_ended_counts_on(small: SimpleNamespace, privi
     policy, returns = small.policy(privileged=privileged), {}
     inputs, tokens = tried(small, policy, np.random.default_rng(0), 2)
     with torch.no_grad():
-        policy.critic[-1].bias.fill_(5.0)
-        policy.critic[-1].weight.zero_()
+        policy.critic = torch.nn.Sequential(torch.nn.Linear(policy.critic[0].in_features, 1))
+        policy.critic[0].bias.fill_(-2.0)
+        policy.critic[0].weight.fill_(1 / policy.critic[0].in_features)  # of sevens: 5
     for terminated in (True, False):
         learner = Watched(policy, UpdateConfig(value_epochs=0))
         episode = small.trajectory(inputs, tokens, [0.0, 1.0], terminated=terminated)
+        seen = policy.critic_inputs(small.tensors(inputs))[-1].numpy()
+        episode = replace(episode, last=np.full_like(seen, 7.0))  # neither decision's
         ppo_update(learner, [episode], np.random.default_rng(0), gamma=0.5, lam=1.0, warm_up=True)
         returns[terminated] = learner.seen[1]
     assert returns[True] == pytest.approx([1 / 16, 1.0])
