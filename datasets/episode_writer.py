@@ -24,14 +24,11 @@ from volar.datasets.durable_file import OutputExists, write_durably
 from volar.datasets.episode import Episode
 from volar.datasets.lerobot_format import readable
 from volar.datasets.lerobot_layout import (
-    CODEBASE_VERSION,
     CONTRACT,
     DATA_PATH,
     EPISODES_PATH,
-    FILES_PER_CHUNK,
     IMAGE_PREFIX,
     INFO,
-    PARQUET,
     STATS,
     TASKS,
     WRITER,
@@ -44,8 +41,8 @@ from volar.datasets.lerobot_layout import (
     frames_per_second,
     parquet_file,
 )
+from volar.datasets.lerobot_meta import episode_row, episodes_file, info_of, shard_place, tasks_file
 from volar.datasets.open_shard import OpenShard, first_rows
-from volar.datasets.statistics import lerobot_statistics
 from volar.datasets.video_files import VIDEO_PATH
 from volar.robots.contract import PolicyContract, differences
 from volar.robots.errors import VolarError
@@ -158,7 +155,7 @@ class EpisodeWriter:
             self._give_up()
             raise
         self._torn = False
-        row = _episode_row(facts, number, frame, episode.steps, task, self._closed_episodes // self.shard_episodes)
+        row = episode_row(facts, number, frame, episode.steps, task, self._closed_episodes // self.shard_episodes)
         self._rows.append(row | self._video_columns(frame, episode.steps))
         if len(self._rows) == self.shard_episodes:
             self._write_shard()
@@ -184,31 +181,15 @@ class EpisodeWriter:
         files = [self._path(DATA_PATH, k) for k in range(-(-self.episodes // self.shard_episodes))]
         video = (lambda shard, key: self._path(VIDEO_PATH, shard, key)) if self.video else None
         contract, stats, frames = dataset_statistics(self.contract, files, video)
+        info = info_of(self.contract, self.episodes, frames, len(self._tasks), video=self.video)
         write_durably(self.root / STATS, json.dumps(stats, indent=4).encode())
-        write_durably(self.root / TASKS, _tasks_file(list(self._tasks)))
+        write_durably(self.root / TASKS, tasks_file(list(self._tasks)))
         write_durably(self.root / CONTRACT, (contract.to_json() + "\n").encode())
-        write_durably(self.root / INFO, json.dumps(self._info(frames), indent=4).encode())
+        write_durably(self.root / INFO, json.dumps(info, indent=4).encode())
         return contract
 
-    def _info(self, frames: int) -> dict[str, Any]:
-        return {
-            "codebase_version": CODEBASE_VERSION,
-            "fps": frames_per_second(self.contract),
-            "features": features(self.contract, video=self.video),
-            "total_episodes": self.episodes,
-            "total_frames": frames,
-            "total_tasks": len(self._tasks),
-            "chunks_size": FILES_PER_CHUNK,
-            "data_files_size_in_mb": 100,
-            "video_files_size_in_mb": 200,
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if self.video else None,
-            "robot_type": self.contract.robot,
-            "splits": {"train": f"0:{self.episodes}"},
-        }
-
     def _path(self, template: str, shard: int, key: str = "") -> Path:
-        return self.root / template.format(video_key=key, **_place(shard))
+        return self.root / template.format(video_key=key, **shard_place(shard))
 
     @property
     def _frames(self) -> int:
@@ -237,7 +218,7 @@ class EpisodeWriter:
         shard = self._closed_episodes // self.shard_episodes
         try:
             self._shard.commit()
-            write_durably(self._path(EPISODES_PATH, shard), _episodes_file(self._rows))
+            write_durably(self._path(EPISODES_PATH, shard), episodes_file(self._rows))
         except VolarError:
             self._torn = True
             self._give_up()
@@ -257,7 +238,7 @@ class EpisodeWriter:
         if not self.video:
             return {}
         fps, first = frames_per_second(self.contract), frame - self._closed_frames
-        place: dict[str, Any] = _place(self._closed_episodes // self.shard_episodes)
+        place: dict[str, Any] = shard_place(self._closed_episodes // self.shard_episodes)
         place |= {"from_timestamp": first / fps, "to_timestamp": (first + steps) / fps}
         keys = [IMAGE_PREFIX + camera.name for camera in self.contract.cameras]
         return {f"videos/{key}/{name}": value for key in keys for name, value in place.items()}
@@ -320,41 +301,3 @@ def _counted(episode: EncodedEpisode) -> Iterator[tuple[int, pa.RecordBatch]]:
     for batch in episode.batches():
         yield start, batch
         start += batch.num_rows
-
-
-def _place(shard: int) -> dict[str, Any]:
-    return {"chunk_index": shard // FILES_PER_CHUNK, "file_index": shard % FILES_PER_CHUNK}
-
-
-def _episode_row(facts: dict[str, Any], episode: int, frame: int, steps: int, task: int, shard: int) -> dict[str, Any]:
-    """LeRobot's row of `meta/episodes`; what is Volar's own starts with `volar/`."""
-    place = _place(shard)
-    whole = {"episode_index": np.full(steps, episode), "index": np.arange(frame, frame + steps)}
-    whole["task_index"] = np.full(steps, task)
-    statistics = facts["statistics"] | {name: lerobot_statistics(x) for name, x in whole.items()}
-    return {
-        "episode_index": episode,
-        "tasks": [facts["instruction"]],
-        "length": steps,
-        **{f"data/{key}": value for key, value in place.items()},
-        "dataset_from_index": frame,
-        "dataset_to_index": frame + steps,
-        **{f"meta/episodes/{key}": value for key, value in place.items()},
-        **{f"volar/{key}": facts[key] for key in ("task", "seed", "success")},
-        **({"volar/info": json.dumps(facts["info"])} if facts["info"] else {}),
-        **{f"stats/{key}/{name}": v for key, values in statistics.items() for name, v in values.items()},
-    }
-
-
-def _episodes_file(rows: list[dict[str, Any]]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink, **PARQUET)
-    return bytes(sink.getvalue())
-
-
-def _tasks_file(instructions: list[str]) -> bytes:
-    import pandas as pd  # LeRobot reads this file as a frame indexed by the instruction
-
-    frame = pd.DataFrame({"task_index": range(len(instructions))}, index=pd.Index(instructions, name="task"))
-    data: bytes = frame.to_parquet(write_page_checksum=True)
-    return data

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from volar.datasets.episode import MISSING_CAMERAS, POINTS_SHAPE, Episode, with_every_point
@@ -31,13 +30,10 @@ from volar.datasets.lerobot_layout import (
     is_depth,
     parquet_file,
 )
-from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, by_index, v21_rows, v21_tasks
+from volar.datasets.lerobot_meta import checked_info, episode_rows, tasks_of
+from volar.datasets.lerobot_v21 import EPISODES, VERSIONS, v21_rows, v21_tasks
 from volar.datasets.lerobot_v21 import TASKS as V21_TASKS
 from volar.robots.contract import PolicyContract, differences
-
-# Of `meta/episodes`, what is read of every dataset.
-_INDICES = ("episode_index", "length", "dataset_from_index", "dataset_to_index")
-EPISODE_COLUMNS = (*_INDICES, "data/chunk_index", "data/file_index")
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def load_info(root: Path) -> DatasetInfo:
         if (root / WRITER).is_file():
             raise DatasetError(f"{root} was not finished: its collection was interrupted; continue it with resume=true")
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no {INFO}")
-    info = readable(root / INFO, lambda p: _checked_info(json.loads(p.read_text())))
+    info = readable(root / INFO, lambda p: checked_info(json.loads(p.read_text())))
     version = info.get("codebase_version")
     if version in VERSIONS:
         episodes = readable(root / EPISODES, lambda path: v21_rows(path, info))
@@ -116,7 +112,7 @@ def load_info(root: Path) -> DatasetInfo:
             raise DatasetError(f"{root} has no {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
         episodes = [row for path in files for row in readable(path, episode_rows)]
         episodes.sort(key=lambda row: int(row["episode_index"]))
-        tasks = readable(root / TASKS, _tasks)
+        tasks = readable(root / TASKS, tasks_of)
     else:
         raise DatasetError(
             f"{root} is LeRobotDataset {version}; this reads {', '.join((CODEBASE_VERSION, *VERSIONS))}: "
@@ -134,23 +130,6 @@ def load_info(root: Path) -> DatasetInfo:
         episodes=tuple(episodes),
         tasks=tasks,
     )
-
-
-def _checked_info(info: Any) -> dict[str, Any]:
-    """Raises `ValueError` when a key is missing or of another type than LeRobot's."""
-    types: dict[str, Any] = {"fps": (int, float), "features": dict, "data_path": str, "total_episodes": int}
-    if not isinstance(info, dict):
-        raise ValueError("it is no mapping")
-    missing = [key for key in types if key not in info]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    wrong = [f"{key} is {info[key]!r}" for key, kind in types.items() if not isinstance(info[key], kind)]
-    if wrong:
-        raise ValueError(", ".join(wrong))
-    unknown = [key for key, feature in info["features"].items() if not {"dtype", "shape"} <= {*feature}]
-    if unknown:
-        raise ValueError(f"the features {', '.join(unknown)} have no dtype or no shape")
-    return info
 
 
 def _check_episodes(root: Path, episodes: list[dict[str, Any]]) -> None:
@@ -242,17 +221,6 @@ def read_tables(path: Path, episodes: list[dict[str, Any]]) -> Iterator[tuple[di
             )
         yield episode, table.slice(start, stop - start)
         table = table.slice(stop)
-
-
-def episode_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of one file of `meta/episodes`, without the statistics columns. Raises `ValueError` where one is missing."""
-    names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-    missing = [name for name in EPISODE_COLUMNS if name not in names]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    # Through the file, not the dataset API, which would read `chunk-000` as a partition.
-    rows: list[dict[str, Any]] = parquet_file(path).read(names).to_pylist()
-    return rows
 
 
 def missing_cameras(row: dict[str, Any]) -> tuple[str, ...]:
@@ -360,13 +328,6 @@ def _place(episode: dict[str, Any], prefix: str) -> dict[str, int]:
     """What the path templates of v3 and v2.1 want to know."""
     chunk, file = episode[f"{prefix}/chunk_index"], episode[f"{prefix}/file_index"]
     return {"chunk_index": chunk, "file_index": file, "episode_chunk": chunk, "episode_index": episode["episode_index"]}
-
-
-def _tasks(path: Path) -> tuple[str, ...]:
-    rows = parquet_file(path).read()
-    # Pandas keeps its index, the instruction, in the last column.
-    text = next(n for n in ("task", "__index_level_0__") if n in rows.column_names)
-    return by_index(dict(zip(rows.column("task_index").to_pylist(), rows.column(text).to_pylist(), strict=True)))
 
 
 def readable[T](path: Path, read: Callable[[Path], T]) -> T:
