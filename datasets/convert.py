@@ -7,12 +7,12 @@ It writes a LeRobotDataset v3 with meta/volar_contract.json: what states and act
 
 import json
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from volar.robots.command_line import run
 from volar.robots.errors import Unknown, UsageError, VolarError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from volar.datasets.episode_writer import EpisodeWriter
     from volar.datasets.lerobot_layout import EncodedEpisode
     from volar.datasets.rlds import Losses
-    from volar.datasets.robot_joints import ToldJoints
     from volar.robots.contract import PolicyContract
 
 SOURCES = ("rlds", "hdf5", "lerobot")
@@ -148,57 +147,16 @@ def other_converters() -> "dict[str, EntryPoint]":
     return {point.name: point for point in entry_points(group="volar.converters")}
 
 
-def open_source(
-    kind: str,
-    path: Path,
-    *,
-    dataset: str | None = None,
-    split: str = "train",
-    cameras: tuple[str, ...] = (),
-    contract: "PolicyContract | None" = None,
-    joints: "ToldJoints | None" = None,
-) -> "EpisodeSource":
-    """`kind`: of `SOURCES`. Raises `VolarError` when it cannot be read or nothing says what its numbers mean."""
-    if kind == "rlds":
-        from volar.datasets.rlds_source import RldsSource
-
-        return RldsSource.open(path, dataset, split, cameras)
-    if kind == "hdf5":
-        from volar.datasets.hdf5_source import Hdf5Source
-
-        return Hdf5Source.open(path, dataset, cameras)
-    from volar.datasets.lerobot_source import LeRobotSource
-
-    return LeRobotSource.open(path, dataset, contract, cameras, joints)
-
-
 def convert(config: ConvertConfig) -> None:
     """Converts, with a progress bar. Raises `VolarError`; an interrupt leaves what is whole."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from volar.datasets.conversion_report import report
     from volar.datasets.lerobot_layout import DatasetError
     from volar.datasets.rlds import Losses
-    from volar.datasets.robot_joints import ToldJoints
-    from volar.robots.contract import PolicyContract
 
-    told, given = None, None
-    if config.robot is not None:
-        told = ToldJoints(config.robot, config.unit, config.gripper, config.calibration)
-    if config.contract is not None:
-        given = PolicyContract.load(config.contract)
-    source = open_source(
-        config.source,
-        config.path,
-        dataset=config.dataset,
-        split=config.split,
-        cameras=config.cameras,
-        contract=given,
-        joints=told,
-    )
-    contract = scaled(source.contract, config.image_size)
-    if given is not None:
-        _require_sizes(contract, given)
+    source, contract = _opened(config)
     writer = _writer(config, source, contract)
     total = min(source.total, config.episodes or source.total)
     losses, unlabelled = Losses(), 0
@@ -225,8 +183,33 @@ def convert(config: ConvertConfig) -> None:
             writer.flush()  # so that resume=true loses nothing
             raise
     writer.finalize()
-    _summary(writer, losses, unlabelled, {} if config.cameras else source.absent)
-    _say_strange_cameras(contract)
+    report(writer, losses, unlabelled, {} if config.cameras else source.absent)
+
+
+def _opened(config: ConvertConfig) -> "tuple[EpisodeSource, PolicyContract]":
+    """The source, and the contract of what is written. Raises `VolarError`."""
+    from volar.datasets.episode_source import open_source
+    from volar.datasets.robot_joints import ToldJoints
+    from volar.robots.contract import PolicyContract
+
+    told, given = None, None
+    if config.robot is not None:
+        told = ToldJoints(config.robot, config.unit, config.gripper, config.calibration)
+    if config.contract is not None:
+        given = PolicyContract.load(config.contract)
+    source = open_source(
+        config.source,
+        config.path,
+        dataset=config.dataset,
+        split=config.split,
+        cameras=config.cameras,
+        contract=given,
+        joints=told,
+    )
+    contract = scaled(source.contract, config.image_size)
+    if given is not None:
+        _require_sizes(contract, given)
+    return source, contract
 
 
 def scaled(contract: "PolicyContract", image_size: int | None) -> "PolicyContract":
@@ -286,7 +269,7 @@ def _writer(config: ConvertConfig, source: "EpisodeSource", contract: "PolicyCon
 
 def _start(writer: "EpisodeWriter") -> tuple[int, int]:
     """The place in the source behind the last episode that is durable."""
-    from volar.datasets.lerobot_format import episode_rows
+    from volar.datasets.lerobot_meta import episode_rows
 
     files = sorted((writer.root / "meta/episodes").glob("*/*.parquet"))
     if not files:
@@ -320,43 +303,6 @@ def _encoded(
             yield from waiting
             raise
         yield from waiting
-
-
-def _summary(writer: "EpisodeWriter", losses: "Losses", unlabelled: int, absent: Mapping[str, str]) -> None:
-    """What is there, and what was left out in this run."""
-    from volar.datasets.lerobot_format import load_info
-
-    print(f"{writer.episodes} episodes in {writer.root}")
-    for role, key in absent.items():
-        print(f"camera {role} is not there: the source has no {key}")
-    for camera, count in missing_cameras(load_info(writer.root).episodes).items():
-        print(
-            f"camera {camera} was missing in {count} of them: black, listed in the episode's info, masked in training"
-        )
-        if count == writer.episodes:
-            print(f"  so nothing can be learned of {camera}: cameras=[...] with the others leaves it out")
-    if unlabelled:
-        print(f"{unlabelled} without an instruction were left out; instruction=TEXT keeps them")
-    if losses.reasons:
-        print(f"{losses.episodes} damaged episodes were left out:", file=sys.stderr)
-        for reason in losses.reasons:
-            print(f"  {reason}", file=sys.stderr)
-
-
-def _say_strange_cameras(contract: "PolicyContract") -> None:
-    from volar.robots.spec import ROBOTS, load_robot
-
-    robot = contract.robot
-    have = load_robot(robot).cameras if robot in ROBOTS else tuple(camera.name for camera in contract.cameras)
-    for name in (camera.name for camera in contract.cameras if camera.name not in have):
-        print(f"camera {name} is none of {robot}'s ({', '.join(have)}), which refuses a policy that looks through it")
-        print("  cameras=THEIRS:OURS takes it under the name of one")
-
-
-def missing_cameras(episodes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Camera -> how many of the episodes (rows of `meta/episodes`) have it black because their source lacks it."""
-    infos = (json.loads(row.get("volar/info") or "{}") for row in episodes)
-    return dict(sorted(Counter(name for info in infos for name in info.get("missing_cameras", ())).items()))
 
 
 if __name__ == "__main__":

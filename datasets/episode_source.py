@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from volar.datasets.rlds import Losses, OnError
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import Unknown, UsageError
+
+if TYPE_CHECKING:
+    from volar.datasets.robot_joints import ToldJoints
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,30 @@ class EpisodeSource(Protocol):
     def episodes(self, start: tuple[int, int], on_error: OnError, losses: Losses) -> Iterator[SourceEpisode]:
         """From the place `start` on, in order."""
         ...
+
+
+def open_source(
+    kind: str,
+    path: Path,
+    *,
+    dataset: str | None = None,
+    split: str = "train",
+    cameras: tuple[str, ...] = (),
+    contract: PolicyContract | None = None,
+    joints: "ToldJoints | None" = None,
+) -> EpisodeSource:
+    """`kind`: rlds, hdf5, lerobot. Raises `VolarError` when it cannot be read or nothing says what its numbers mean."""
+    if kind == "rlds":
+        from volar.datasets.rlds_source import RldsSource
+
+        return RldsSource.open(path, dataset, split, cameras)
+    if kind == "hdf5":
+        from volar.datasets.hdf5_source import Hdf5Source
+
+        return Hdf5Source.open(path, dataset, cameras)
+    from volar.datasets.lerobot_source import LeRobotSource
+
+    return LeRobotSource.open(path, dataset, contract, cameras, joints)
 
 
 def chosen_cameras(asked: Sequence[str], available: Mapping[str, str]) -> dict[str, str]:

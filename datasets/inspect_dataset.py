@@ -177,7 +177,7 @@ def contents(config: InspectConfig) -> Contents:
     if (path / "meta" / "info.json").is_file():
         _require_unset(config, "LeRobotDataset", "dataset", "split")
         return _of_lerobot(config)
-    from volar.datasets.convert import open_source
+    from volar.datasets.episode_source import open_source
     from volar.datasets.lerobot_layout import FRAMES, DatasetError
     from volar.datasets.rlds import Losses
 
@@ -232,7 +232,7 @@ def _contents(
 
 
 def _of_lerobot(config: InspectConfig) -> Contents:
-    from volar.datasets.convert import missing_cameras
+    from volar.datasets.conversion_report import cameras_missing_in
     from volar.datasets.lerobot_format import load_info, readable, vectors
     from volar.datasets.lerobot_layout import CONTRACT, INFO, DatasetError, feature_names, parquet_file
     from volar.robots.contract import PolicyContract
@@ -250,7 +250,7 @@ def _of_lerobot(config: InspectConfig) -> Contents:
     state, actions, tasks = (np.concatenate(pieces)[:frames] for pieces in parts.values())
     starts = np.cumsum([0, *(int(row["length"]) for row in rows[:-1])])
     instructions = Counter(info.tasks[i] for i in tasks[starts, 0].tolist())
-    black = missing_cameras(rows)
+    black = cameras_missing_in(rows)
     cameras = {
         name: f"{width} x {height}, {info.features[info.camera_keys[name]]['dtype']}"
         + (f", missing in {black[name]} episodes" if name in black else "")
