@@ -153,7 +153,8 @@ class ExploringPolicy:
 
 
 class EpisodeRunner:
-    """Runs jobs one after the other; a task's world is kept until another task comes.
+    """Runs jobs one after the other. The world of every task that came is kept until `close`; each takes 10 MiB of this
+    process's memory, 15 under `full` (FR3, two cameras of 96 pixels, rendered in software).
 
     An episode is determined by the weights, the setting and the job alone. `judge`: ends episodes, all but those held
     out; None: success does. Raises `ContractError` listing every field in which the policy does not fit the robot.
