@@ -4,8 +4,11 @@ A cloned policy is sure of itself: the tokens that it would sample lie within a 
 each other, and cancel. Here the distribution of each arm dimension is widened by a Gaussian kernel over bins, and one
 standard normal number a dimension decides the tokens of all steps of a decision (each step at the same quantile of its
 own distribution). These numbers are correlated from one decision to the next, as the coloured noise of Eberhard et
-al. ("Pink Noise Is All You Need", ICLR 2023), so that a whole approach ends a little to the left, say. Each token's own
-distribution is what it says it is; only their joint is not independent.
+al. ("Pink Noise Is All You Need", ICLR 2023), so that a whole approach ends a little to the left, say.
+
+Each token's own distribution is what it says it is only marginally, over all draws of the noise. Given the tokens
+before it, of its chunk or of the decision before, it is far from that; the loss takes all of them as independent given
+the state all the same, and so credits each with what all that went the same way have earned (decision 16).
 """
 
 from dataclasses import dataclass
