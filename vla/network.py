@@ -1,5 +1,6 @@
 """The network that a training run starts with: new, around a pretrained backbone, or another policy's."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,13 @@ _DECODERS_OWN = ("action_queries", "action_head.", "decoder.", "state_projection
 
 @dataclass(frozen=True)
 class Network:
-    """A network with what goes with it; the contract says how its instructions are put."""
+    """A network with what goes with it; the contract says how its instructions are put. `anew`: what of another policy
+    was not taken over, as a line to be told; empty where there is nothing."""
 
     model: VolarModel
     contract: PolicyContract
     tokenizer: InstructionTokenizer
+    anew: str = ""
 
 
 def make_network(
@@ -47,11 +50,11 @@ def make_network(
     if config.init is not None:
         return _from_policy(config, contract, chosen, sources)
     actions: ActionTokenizer = UniformBins(BINS)
-    if config.tokenizer != "bins":
+    if config.tokenizer not in (None, "bins"):
         from volar.vla.tokenizer_data import train_tokenizer
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
-    chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
+        chosen |= {"tokenizer": config.tokenizer, "action_tokens": actions.size}
     has_hand = config.mix.one_state and set(HAND) <= set(contract.state_names)
     chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand and labels_hand} | chosen
     if config.backbone in (None, "tiny"):
@@ -142,7 +145,7 @@ def _from_policy(
         if getattr(config, name) not in (None, value):
             raise VolarError(f"{config.init} has {name}={value}, not {getattr(config, name)}")
     actions = before.tokenizer
-    if config.tokenizer != before.config.tokenizer:
+    if config.tokenizer not in (None, before.config.tokenizer):
         from volar.vla.tokenizer_data import train_tokenizer
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
@@ -170,13 +173,36 @@ def _from_policy(
     weights = {
         name: old[name] if name in old and old[name].shape == fresh[name].shape else fresh[name] for name in fresh
     }
-    changed = [name for name in fresh if weights[name] is fresh[name] and not name.startswith(_DECODERS_OWN)]
+    begun = [name for name in fresh if weights[name] is fresh[name]]
+    changed = [name for name in begun if not name.startswith(_DECODERS_OWN)]
     if changed:
         raise VolarError(f"{config.init} has no weights for {', '.join(changed[:3])}: another architecture")
     model.load_state_dict(weights)
     model.config = wanted
     adapt(model.backbone, wanted)
-    return Network(model, with_prompt(contract, backbone), words)
+    parts = whole_parts(begun, fresh)
+    if actions is not before.tokenizer:
+        parts.append(f"the embeddings of its {actions.size} action tokens")
+    anew = f"of init={config.init}, {', '.join(parts)} begin anew: {_changes(before.config, theirs, wanted, contract)}"
+    return Network(model, with_prompt(contract, backbone), words, anew if parts else "")
+
+
+def whole_parts(some: Collection[str], names: Collection[str]) -> list[str]:
+    """The names `some` among those of all weights, `names`; where a module has no others, its name instead."""
+    rest, found = set(names) - set(some), dict[str, None]()
+    for name in some:
+        words = name.split(".")
+        above = [".".join(words[: i + 1]) for i in range(len(words))]
+        found[next(part for part in above if not any(f"{other}.".startswith(f"{part}.") for other in rest))] = None
+    return list(found)
+
+
+def _changes(before: VolarConfig, theirs: PolicyContract, wanted: VolarConfig, contract: PolicyContract) -> str:
+    """What of two policies calls for other weights, as settings."""
+    names = ("decoder", "points", "state_as", "tokenizer", "expert_width")
+    pairs = [(name, getattr(before, name), getattr(wanted, name)) for name in names]
+    pairs += [("chunk_length", theirs.chunk_length, contract.chunk_length)]
+    return ", ".join(f"{name}={now} (was {was})" for name, was, now in pairs if was != now)
 
 
 def _require_float32(config: VolarConfig, dtype: str, have: str) -> None:

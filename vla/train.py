@@ -25,6 +25,8 @@ from volar.robots.usable_cpus import usable_cpus
 from volar.vla.run_folder import check_output
 
 RECORD = "train.json"  # the settings of the run in a folder
+# Of a policy's contract and tokens, where neither the settings nor init say otherwise.
+DEFAULTS = {"chunk_length": 8, "execute_steps": 2, "normalization": "q01_q99", "tokenizer": "bins"}
 EXAMPLES = (
     "volar-train stage=grounding dataset=runs/scenes minutes=3 output=runs/grounding",
     "volar-train dataset=runs/demos scenes=runs/scenes init=runs/grounding minutes=5 output=runs/policy",
@@ -104,11 +106,19 @@ class TrainConfig:
     width: int | None = field(default=None, metadata={"help": "hidden size of tiny; 128, or that of init"})
     layers: int | None = field(default=None, metadata={"help": "its language model's layers; 4, or those of init"})
     recipe: str | None = field(default=None, metadata={"group": True, "help": "named settings, before the others"})
-    tokenizer: str = field(default="bins", metadata={"help": "action tokenizer: bins; fast for decoder=autoregressive"})
-    chunk_length: int = field(default=8, metadata={"help": "actions predicted at once"})
-    execute_steps: int = field(default=2, metadata={"help": "of which executed before looking again"})
-    normalization: Literal["q01_q99", "min_max"] = field(
-        default="q01_q99", metadata={"help": "what the network's -1 and 1 are in the data; goes with the policy"}
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "action tokenizer: bins; fast for decoder=autoregressive; bins, or that of init"},
+    )
+    chunk_length: int | None = field(
+        default=None, metadata={"help": "actions predicted at once; 8, or as many as init"}
+    )
+    execute_steps: int | None = field(
+        default=None, metadata={"help": "of which executed before looking again; 2, or as many as init"}
+    )
+    normalization: Literal["q01_q99", "min_max"] | None = field(
+        default=None,
+        metadata={"help": "what -1 and 1 are in the data, which goes with the policy; q01_q99, or as in init"},
     )
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = field(default=0, metadata={"help": "initial weights and order of the data"})
@@ -162,8 +172,9 @@ class TrainConfig:
             if not 0 < fraction < 1:
                 raise UsageError(f"{name}_fraction {fraction} is not in (0, 1); leave {name}= away for none")
         self._check_how()
-        if self.execute_steps > self.chunk_length:
-            raise UsageError(f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}")
+        if None not in (self.execute_steps, self.chunk_length) and self.execute_steps > self.chunk_length:
+            have = f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}"
+            raise UsageError(f"{have}: give both (left away, each is that of init, or 2 of 8)")
         if self.backbone_dtype != "float32" and (self.backbone in (None, "tiny") or self.init is not None):
             raise UsageError(f"backbone_dtype={self.backbone_dtype} is for backbone=FOLDER, a pretrained model")
         if not 0 <= self.ema_decay < 1:
@@ -216,7 +227,13 @@ def train(config: TrainConfig) -> None:
     """
     first = int(os.environ.get("RANK", "0")) == 0
     goes_on = first and check_output(
-        config.output, RECORD, "training run", settings(config), resume=config.resume, overwrite=config.overwrite
+        config.output,
+        RECORD,
+        "training run",
+        settings(config),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        defaults=DEFAULTS,
     )
     for name in ("dataset", "scenes", "questions", "init"):  # before torch starts, which takes seconds
         path = getattr(config, name)

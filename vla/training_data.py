@@ -100,6 +100,7 @@ def open_frames(source: Path, form: Form = "auto") -> FrameCache:
 
 def open_sources(config: "TrainConfig") -> list[Source]:
     """The demonstrations: one dataset, or those of a mixture. Raises `ContractError` when they do not fit together."""
+    assert config.normalization is not None
     weights, folders = {config.dataset.name: 1.0}, [config.dataset]
     if config.mixture is not None:
         weights = load_mixture(config.mixture)

@@ -22,6 +22,7 @@ from volar.vla.processes import Processes, choose_precision
 from volar.vla.sharding import whole
 from volar.vla.training_checkpoint import write_checkpoint
 from volar.vla.training_data import Data, Part, make_parts, open_data
+from volar.vla.training_settings import completed
 from volar.vla.training_state import WeightAverage, load_progress, load_training_state
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class TrainingRun:
     @staticmethod
     def start(config: "TrainConfig") -> "TrainingRun":
         """A new run, or the one in `config.output` with `resume`. Raises `VolarError` on unusable input."""
-        processes = Processes(config.parallel)
+        processes, config = Processes(config.parallel), completed(config)
         torch.manual_seed(config.seed)
         with processes.one_by_one():
             data = open_data(config)
@@ -74,6 +75,8 @@ class TrainingRun:
         if config.resume and last.exists():
             return TrainingRun._resumed(config, processes, last, data, contract)
         network = make_network(config, contract, data.sources, data.labels_hand)
+        if network.anew and processes.first:
+            print(network.anew, flush=True)
         tokenizer = network.tokenizer.with_words(data.texts)
         (fast,) = processes.agree(choose_precision(config.precision) == "bf16")
         precision = "bf16" if fast else "no"
@@ -250,6 +253,8 @@ def added(parts: list[Losses]) -> Losses:
 
 def training_contract(config: "TrainConfig", data: Data) -> PolicyContract:
     """The dataset's contract with this run's chunk. Raises `ContractError` when the sources do not fit."""
+    assert config.chunk_length is not None
+    assert config.execute_steps is not None
     contract = data.sources[0].contract
     contract = replace(contract, chunk_length=config.chunk_length, execute_steps=config.execute_steps)
     if config.stage == "cloning" and "action" not in contract.statistics:

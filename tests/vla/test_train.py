@@ -147,7 +147,8 @@ def test_what_is_in_the_output_is_kept(settings: Settings, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["dataset", "scenes", "questions", "init"])
 def test_a_path_with_nothing_is_named_before_torch_starts(name: str, tmp_path: Path) -> None:
-    words = ["steps=1", f"output={tmp_path}/run", f"dataset={tmp_path}", f"{name}={tmp_path}/nowhere"]
+    given = {"output": tmp_path / "run", "dataset": tmp_path, name: tmp_path / "nowhere"}
+    words = ["steps=1", *(f"{key}={value}" for key, value in given.items())]
     code = (
         f"import sys; from volar.vla.train import main; sys.argv[1:] = {words}; "
         "assert main() == 1; assert 'torch' not in sys.modules"
@@ -287,15 +288,15 @@ def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, t
     words = [model.backbone.embed_words(torch.arange(WORDS)) for model in (grounded, cloned)]
     assert 0 < (words[0] - words[1]).abs().max() < 0.01
     with pytest.raises(VolarError, match="has tokenizer=fast, not bins"):
-        train(settings(init=tmp_path / "run", decoder="autoregressive", output=tmp_path / "again"))
+        train(settings(init=tmp_path / "run", tokenizer="bins", output=tmp_path / "again"))
     with pytest.raises(UsageError, match=r"points is for decoder=parallel; .* has decoder=autoregressive"):
-        train(settings(init=tmp_path / "run", tokenizer="fast", points="hand", output=tmp_path / "again"))
+        train(settings(init=tmp_path / "run", points="hand", output=tmp_path / "again"))
 
 
 def test_settings_that_make_no_sense(settings: Settings) -> None:
     wrong: list[dict[str, object]] = [{"minutes": 1.0}, {"steps": None}, {"steps": 0}, {"keep": 0}]
     wrong += [{"points": "hand", "decoder": "flow"}]
-    wrong += [{"scenes_fraction": 0.0}, {"execute_steps": 9}, {"resume": True, "overwrite": True}]
+    wrong += [{"scenes_fraction": 0.0}, {"execute_steps": 9, "chunk_length": 8}, {"resume": True, "overwrite": True}]
     for changes in (*wrong, {"output": settings().dataset.parent}):
         with pytest.raises(UsageError):
             settings(**changes)
