@@ -46,6 +46,7 @@ from volar.datasets.open_shard import OpenShard, first_rows
 from volar.datasets.video_files import VIDEO_PATH
 from volar.robots.contract import PolicyContract, differences
 from volar.robots.errors import VolarError
+from volar.robots.output_folder import contents
 
 
 class EpisodeWriter:
@@ -93,10 +94,9 @@ class EpisodeWriter:
             raise ValueError(f"shard_episodes must be at least 1, is {shard_episodes}")
         if root.exists() and not root.is_dir():
             raise OutputExists(f"{root} is a file; choose another output")
-        if root.exists() and any(root.iterdir()):
+        if found := contents(root):
             if not (root / WRITER).is_file():
-                found = ", ".join(sorted(item.name for item in root.iterdir())[:4])
-                raise OutputExists(f"{root} holds something else ({found}); give another output")
+                raise OutputExists(f"{root} holds something else ({', '.join(found[:4])}); give another output")
             if not overwrite:
                 fix = "continue it with resume=true, replace it with overwrite=true, or give another output"
                 raise OutputExists(f"{root} holds demonstrations: {fix}")

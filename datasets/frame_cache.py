@@ -26,6 +26,7 @@ from volar.datasets.episode import POINTS_SHAPE, with_every_point
 from volar.datasets.lerobot_format import DatasetInfo, episode_of, frames, load_info, missing_cameras, read_tables
 from volar.datasets.lerobot_layout import CONTRACT, FRAMES, DatasetError
 from volar.robots.contract import PolicyContract
+from volar.robots.output_folder import contents
 from volar.robots.usable_cpus import usable_cpus
 
 FORMAT = 2  # counts up when the layout below changes
@@ -89,10 +90,10 @@ class FrameCache:
 
         Raises `OutputExists`, `DiskFull`.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or contents(folder)):
             raise OutputExists(f"{folder} is not empty: choose another output, or replace it with overwrite=true")
         with disk_errors(folder):
-            (folder / "images").mkdir(parents=True)
+            (folder / "images").mkdir(parents=True, exist_ok=True)
             for name, array in self.images.items():
                 np.save(folder / "images" / f"{name}.npy", array)
             if contract is not None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from volar.robots.config_values import REQUIRED, ConfigValueError, convert, plain, type_name
 from volar.robots.errors import Unknown, UsageError, VolarError
+from volar.robots.output_folder import contents
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -118,7 +119,7 @@ def parse[C: "DataclassInstance"](
 
 def _is_empty(output: Path) -> bool:
     """Where every verb begins anew with `resume=true`, so that a script may give it from the first time on."""
-    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    return not output.exists() or (output.is_dir() and not contents(output))
 
 
 def _stamp(parsed: object) -> tuple[int, int] | None:

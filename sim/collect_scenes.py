@@ -31,6 +31,7 @@ from volar.datasets.questions import FILE as ANSWERS
 from volar.datasets.questions import write_answers
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
+from volar.robots.output_folder import contents
 from volar.sim.randomization import fingerprint
 from volar.sim.worker_pool import worker_pool
 
@@ -106,7 +107,7 @@ def _prepare(config: ScenesConfig, output: Path, resume: bool, overwrite: bool) 
     """Leaves a folder that says what it is for. Raises `VolarError` when it is another's."""
     if output.exists() and not output.is_dir():
         raise OutputExists(f"{output} is a file; give a folder")
-    found = sorted(item.name for item in output.iterdir()) if output.exists() else []
+    found = contents(output)
     if found and _SETTINGS not in found:
         raise OutputExists(f"{output} holds something else ({', '.join(found[:4])}); give another output")
     if found and resume:

@@ -8,6 +8,7 @@ from typing import Any
 
 from volar.datasets.durable_file import write_durably
 from volar.robots.errors import VolarError
+from volar.robots.output_folder import contents
 from volar.sim.episode_record import EpisodeRecord, read_records
 
 SETTINGS, EPISODES, RESULTS, REPORT = "evaluation.json", "episodes.jsonl", "results.json", "report.html"
@@ -29,7 +30,7 @@ def prepare(output: Path, identity: Mapping[str, Any], resume: bool, overwrite: 
     """
     if output.exists() and not output.is_dir():
         raise VolarError(f"output {output} is a file; give a folder")
-    found = sorted(item.name for item in output.iterdir()) if output.exists() else []
+    found = contents(output)
     settings = output / SETTINGS
     records: list[EpisodeRecord] = []
     if resume and settings.is_file():

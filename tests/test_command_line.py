@@ -167,9 +167,13 @@ def test_resuming_where_nothing_is_says_in_one_line_that_it_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
+    begun = tmp_path / "killed" / "meta" / ".writer.json.tmp"  # a kill in the middle of its first file
+    begun.parent.mkdir(parents=True)
+    begun.touch()
     for name, words, says in (
         ("absent", ["resume=true"], f"nothing to resume in {tmp_path / 'absent'} yet: beginning anew\n"),
         ("empty", ["resume=true"], f"nothing to resume in {tmp_path / 'empty'} yet: beginning anew\n"),
+        ("killed", ["resume=true"], f"nothing to resume in {tmp_path / 'killed'} yet: beginning anew\n"),
         ("absent", ["resume=true"], ""),  # the call before wrote there
         ("new", [], ""),
     ):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from volar.robots.command_line import run
 from volar.robots.errors import VolarError
+from volar.robots.output_folder import contents
 
 if TYPE_CHECKING:
     from volar.vla.processor_volar import TorchPolicy
@@ -77,7 +78,7 @@ def export(config: ExportConfig) -> None:
         require_compiler()
     if config.output.exists() and not config.output.is_dir():
         raise VolarError(f"output {config.output} is a file; give a folder")
-    if config.output.exists() and any(config.output.iterdir()):
+    if contents(config.output):
         if not (config.output / MANIFEST).is_file():  # nor with overwrite=true: a wrong path must not cost it
             raise VolarError(f"output {config.output} holds something else than an artifact; give another folder")
         if not config.overwrite:

@@ -135,6 +135,13 @@ def test_a_killed_process_loses_only_the_open_shard(
         assert_same(got, episode(number))
 
 
+def test_what_a_kill_in_the_first_file_leaves_is_in_nobodys_way(tmp_path: Path, contract: PolicyContract) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / ".writer.json.tmp").write_text("{")
+    EpisodeWriter.create(tmp_path, contract)
+    assert EpisodeWriter.resume(tmp_path).episodes == 0
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path, contract: PolicyContract) -> None:
     (tmp_path / "thesis.tex").write_text("everything")
     for overwrite in (False, True):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
+from volar.robots.output_folder import contents
 
 if TYPE_CHECKING:
     from volar.robots.action_space import ActionSpec
@@ -79,7 +80,7 @@ def convert(config: ConvertOpenVLAConfig) -> None:
     checkpoint.network()  # every tensor is there and has its shape
     if config.output.exists() and not config.output.is_dir():
         raise OutputExists(f"output {config.output} is a file; give a folder")
-    if config.output.exists() and any(config.output.iterdir()):
+    if contents(config.output):
         if not (config.output / CONTRACT).is_file():  # nor with overwrite=true: a wrong path must not cost a folder
             raise OutputExists(f"output {config.output} holds something else than a converted checkpoint; give another")
         if not config.overwrite:
