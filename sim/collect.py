@@ -24,7 +24,7 @@ from volar.sim.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from volar.datasets.episode_writer import EpisodeWriter
-    from volar.sim.demonstration import DemonstrationMaker
+    from volar.sim.demonstration import DemonstrationMaker, Demonstrator
 
 EXAMPLES = (
     "volar-collect suite=tabletop episodes=400 output=runs/demonstrations",
@@ -156,8 +156,11 @@ def _require_own(config: CollectConfig) -> None:
         raise UsageError(f"{', '.join(given)} is for kind={wanted}, not for kind={config.kind}")
 
 
-def collect_demonstrations(config: CollectConfig, workers: int) -> None:
-    """Writes the demonstrations, with a progress bar. Raises `VolarError`; an interrupt leaves what is whole."""
+def collect_demonstrations(config: CollectConfig, workers: int, demonstrator: "Demonstrator | None" = None) -> None:
+    """Writes the demonstrations of the scripted experts, or of who acts in their place, with a progress bar.
+
+    Raises `VolarError`; an interrupt leaves what is whole.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -165,12 +168,12 @@ def collect_demonstrations(config: CollectConfig, workers: int) -> None:
 
     tasks = config.task_names
     require_possible((config.randomization,), tasks, config.model)
-    writer = _writer(config, tasks)
+    writer = _writer(config, tasks, demonstrator)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         shown = bar.add_task(f"demonstrations of {', '.join(tasks)}", total=config.episodes, completed=writer.episodes)
         try:
-            for encoded in _demonstrations(config, tasks, writer.episodes, workers):
+            for encoded in _demonstrations(config, tasks, writer.episodes, workers, demonstrator):
                 writer.append(encoded)
                 bar.advance(shown)
         except (KeyboardInterrupt, VolarError):
@@ -180,7 +183,7 @@ def collect_demonstrations(config: CollectConfig, workers: int) -> None:
     print(f"{writer.episodes} demonstrations of {', '.join(tasks)} in {config.output}")
 
 
-def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
+def _writer(config: CollectConfig, tasks: tuple[str, ...], demonstrator: "Demonstrator | None") -> "EpisodeWriter":
     from volar.datasets.episode_writer import EpisodeWriter
     from volar.datasets.lerobot_layout import WRITER
 
@@ -197,6 +200,8 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
         from volar.robots.mjcf_arm import asset_fingerprint
 
         source["asset"] = f"{config.asset} {asset_fingerprint(load_robot(config.model))}"
+    if demonstrator:
+        source |= demonstrator.source
     if config.resume and (config.output / WRITER).is_file():
         writer = EpisodeWriter.resume(config.output, config.contract, source)
         if writer.episodes > config.episodes:
@@ -206,13 +211,15 @@ def _writer(config: CollectConfig, tasks: tuple[str, ...]) -> "EpisodeWriter":
     return EpisodeWriter.create(config.output, config.contract, source=source, overwrite=config.overwrite)
 
 
-def _demonstrations(config: CollectConfig, tasks: tuple[str, ...], first: int, workers: int) -> Iterator[bytes]:
+def _demonstrations(
+    config: CollectConfig, tasks: tuple[str, ...], first: int, workers: int, demonstrator: "Demonstrator | None"
+) -> Iterator[bytes]:
     """Encoded demonstrations from number `first` on, in order, made by `workers` processes; one: by this one."""
     if workers == 1:
-        _start_worker(config, tasks)
+        _start_worker(config, tasks, demonstrator)
         yield from (_make(number) for number in range(first, config.episodes))
         return
-    with worker_pool(workers, _start_process, (config, tasks)) as pool:
+    with worker_pool(workers, _start_process, (config, tasks, demonstrator)) as pool:
         waiting: deque[Future[bytes]] = deque()
         numbers = iter(range(first, config.episodes))
         waiting.extend(pool.submit(_make, number) for number in itertools.islice(numbers, workers * _AHEAD))
@@ -224,13 +231,13 @@ def _demonstrations(config: CollectConfig, tasks: tuple[str, ...], first: int, w
 _worker: dict[str, Any] = {}  # a worker process's own makers and settings
 
 
-def _start_worker(config: CollectConfig, tasks: tuple[str, ...]) -> None:
-    _worker.update(config=config, tasks=tasks, contract=config.contract, makers={})
+def _start_worker(config: CollectConfig, tasks: tuple[str, ...], demonstrator: "Demonstrator | None") -> None:
+    _worker.update(config=config, tasks=tasks, contract=config.contract, makers={}, demonstrator=demonstrator)
 
 
-def _start_process(config: CollectConfig, tasks: tuple[str, ...]) -> None:
+def _start_process(config: CollectConfig, tasks: tuple[str, ...], demonstrator: "Demonstrator | None") -> None:
     Finalize(None, _worker.clear, exitpriority=0)  # frees the loops before the interpreter does: ruckig insists
-    _start_worker(config, tasks)
+    _start_worker(config, tasks, demonstrator)
 
 
 def _make(number: int) -> bytes:
@@ -241,14 +248,15 @@ def _make(number: int) -> bytes:
     task: str = _worker["tasks"][number % len(_worker["tasks"])]
     makers: dict[str, DemonstrationMaker] = _worker["makers"]
     if task not in makers:
-        makers[task] = _maker(config, task)
+        makers[task] = _maker(config, task, _worker["demonstrator"])
     return encode_episode(makers[task].successful(config.seed, number), _worker["contract"])
 
 
-def _maker(config: CollectConfig, task: str) -> "DemonstrationMaker":
-    from volar.sim.demonstration import DemonstrationMaker, Disturbances
+def _maker(config: CollectConfig, task: str, demonstrator: "Demonstrator | None") -> "DemonstrationMaker":
+    from volar.sim.demonstration import DemonstrationMaker, Disturbances, scripted
     from volar.sim.world import StepDriver, TaskWorld
 
     images = config.cameras, config.image_size
     world = TaskWorld(task, config.model, *images, config.randomization, world_seed=config.seed)
-    return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise))
+    expert = demonstrator.expert() if demonstrator else scripted
+    return DemonstrationMaker(StepDriver(world), Disturbances(scale=config.noise), expert)

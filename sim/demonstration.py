@@ -1,6 +1,8 @@
 """One demonstration: a scripted expert acting in a task, disturbed, as an episode."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,27 @@ from volar.sim.scene import LABELLED_CAMERA
 from volar.sim.sim_robot import SimulationDiverged
 from volar.sim.tasks.layout import NoLayout
 from volar.sim.world import StepDriver
+
+# The action (A,) for the state of a driver's world now, and the share of the episode's steps that are still to come.
+Expert = Callable[[StepDriver, float], NDArray[np.float64]]
+
+
+def scripted(driver: StepDriver, left: float) -> NDArray[np.float64]:
+    """The task's own expert; it has no hurry."""
+    return driver.world.expert()
+
+
+class Demonstrator(Protocol):
+    """Who demonstrates in the scripted experts' place; each worker process gets a copy."""
+
+    @property
+    def source(self) -> Mapping[str, str | int | float | bool]:
+        """What names it in a dataset; one that another began is not resumed."""
+        ...
+
+    def expert(self) -> Expert:
+        """Made once for each worker process and task."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,7 @@ class DisturbanceSampler:
         return np.asarray(config.scale * (push + rng.normal(scale=config.jitter_m, size=3)))
 
 
-def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) -> Episode:
+def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None, expert: Expert = scripted) -> Episode:
     """One demonstration; determined by the arguments alone.
 
     Each step records the images, the state and the points before its action, and the expert's own answer to
@@ -89,12 +112,12 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
     images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in world.body.cameras}
     states, actions, points = [], [], []
     success, left = False, world.task.steps_after_success
-    for _ in range(world.task.max_steps):
+    for step in range(world.task.max_steps):
         for name, image in world.body.images().items():
             images[name].append(image)
         states.append(driver.proprio())
         points.append(world.points())
-        answer = np.clip(world.expert(), low, high)
+        answer = np.clip(expert(driver, 1.0 - step / world.task.max_steps), low, high)
         actions.append(answer.astype(np.float32))
         driver.step(np.clip(sampler.executed(answer), low, high).astype(np.float32))
         success = success or world.success()
@@ -117,7 +140,11 @@ def rollout(driver: StepDriver, seed: int, noise: Disturbances | None = None) ->
 
 # Above every seed that evaluations use; the attempts of one demonstration are this far apart.
 _FIRST_SEED, _SEEDS_A_RUN, _SEEDS_AN_ATTEMPT = 2**32, 2**32, 2**28
-_ATTEMPTS = 8
+_ATTEMPTS = 16  # as many as there are seeds for: an expert that succeeds in half of its episodes hardly ever has none
+
+
+class NeverSucceeded(VolarError):
+    """No attempt at a demonstration succeeded."""
 
 
 def demonstration_seed(run_seed: int, number: int, attempt: int = 0) -> int:
@@ -131,18 +158,19 @@ class DemonstrationMaker:
 
     driver: StepDriver
     noise: Disturbances
+    expert: Expert = scripted
 
     def successful(self, run_seed: int, number: int) -> Episode:
-        """The first attempt that succeeds. Raises `VolarError` naming the seeds when none does."""
+        """The first attempt that succeeds. Raises `NeverSucceeded` naming the seeds when none does."""
         for attempt in range(_ATTEMPTS):
             try:
-                episode = rollout(self.driver, demonstration_seed(run_seed, number, attempt), self.noise)
+                episode = rollout(self.driver, demonstration_seed(run_seed, number, attempt), self.noise, self.expert)
             except (SimulationDiverged, NoLayout):
                 continue
             if episode.success:
                 return episode
         task, seed = self.driver.world.task.name, demonstration_seed(run_seed, number)
-        raise VolarError(
+        raise NeverSucceeded(
             f"the expert for {task} failed {_ATTEMPTS} times (seeds {seed} + k 2^28); "
             f"noise is {self.noise.scale}, try less"
         )
