@@ -1,96 +1,35 @@
 """Stable-Baselines3's own PPO and SAC on the tasks, seeing the simulator's state: are they learnable?
 
-    python -m volar.rl.state_baselines task=reach algorithm=sac steps=20000 output=runs/state-reach
+    python -m volar.rl.state_baselines task=reach algorithm=sac steps=15000 output=runs/state-reach
 
-A sanity check of tasks and rewards, and a teacher whose actions need no scripted expert. It knows neither images nor
-words, and is no policy for an arm. Leaves model.zip (Stable-Baselines3's format) and results.json.
+A sanity check of tasks and rewards, and a teacher that needs no scripted expert: `python -m volar.rl.distill` records
+its demonstrations. It knows neither images nor words, and is no policy for an arm. Leaves model.zip (SB3's own
+format), replay.npz (of SAC), training.json and results.json. After a kill, resume=true goes on from the last checkpoint
+in other scenes than those already seen: not bit for bit as it would have gone on.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import gymnasium
-import numpy as np
-from gymnasium import spaces
-from numpy.typing import NDArray
-
-from volar.rl.rewards import REWARDS, Told, make_reward, privileged_size, privileged_state
+from volar.datasets.durable_file import OutputExists, write_durably
+from volar.rl.rewards import REWARDS
+from volar.rl.state_env import STEP_M, StateEnv
+from volar.rl.state_learner import Algorithm, load_learner, make_learner, save_learner
 from volar.robots.command_line import run
-from volar.robots.errors import Unknown, UsageError
+from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.sim.closed_loop import episode_seed
 
 EXAMPLES = (
-    "python -m volar.rl.state_baselines task=reach algorithm=sac steps=20000 output=runs/state-reach",
-    "python -m volar.rl.state_baselines task=push algorithm=ppo steps=200000 output=runs/state-push",
+    "python -m volar.rl.state_baselines task=reach algorithm=sac steps=15000 output=runs/state-reach",
+    "python -m volar.rl.state_baselines task=reach algorithm=ppo steps=50000 output=runs/state-reach-ppo",
+    "python -m volar.rl.state_baselines task=reach algorithm=sac steps=30000 output=runs/state-reach resume=true",
+    "python -m volar.rl.distill teacher=runs/state-reach episodes=100 output=runs/demos",
 )
-Observation = dict[str, NDArray[np.float32]]
-_PROGRESS = 10.0  # of the potential, which changes by some hundredths a step
-
-
-class StateEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
-    """`volar/<Task>-v0` without cameras, for policies of state.
-
-    Observation: `proprio` (S,), the robot's state, and `scene` (P,), see `privileged_state`. Action (4,) in [-1, 1]:
-    displacement in units of `step_m`, and the gripper, 1 = open. Reward as in `volar.rl.rewards`; success terminates.
-    Progress counts `_PROGRESS` times and is not discounted: with the learner's own discount every place is worth as
-    much as every other until success has been met by chance, and beside SAC's entropy bonus a step was worth nothing.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  # Gymnasium's own
-
-    def __init__(
-        self,
-        task: str,
-        reward: str = "dense",
-        randomization: str = "none",
-        robot: str = "fr3",
-        step_m: float = 0.035,
-    ) -> None:
-        from volar.sim.env import TabletopEnv
-
-        self._env = TabletopEnv(task, robot, cameras=(), randomization=randomization)
-        self._kind, self._step_m = reward, step_m
-        states = len(self._env.world.spec.state_names)
-        self.observation_space: spaces.Space[Any] = spaces.Dict(
-            {
-                "proprio": spaces.Box(-10.0, 10.0, (states,), np.float32),
-                "scene": spaces.Box(-5.0, 5.0, (privileged_size((task,)),), np.float32),
-            }
-        )
-        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._left = 1.0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        chosen = int(self.np_random.integers(2**31)) if seed is None else seed
-        seen, info = self._env.reset(seed=chosen, options=options)
-        world = self._env.world
-        self._told = Told(world.task, world.goal)
-        self._reward = make_reward(self._kind, self._told, gamma=1.0, weight=_PROGRESS)
-        self._reward.begin(world.state)
-        self._left = 1.0
-        return self._observe(seen), info
-
-    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        displacement = self._step_m * np.clip(action[:3], -1, 1)
-        gripper = (np.clip(action[3:], -1, 1) + 1) / 2
-        whole = np.concatenate([displacement, np.zeros(3), gripper]).astype(np.float32)
-        seen, _, success, truncated, info = self._env.step(whole)
-        self._left -= 1.0 / self._env.max_steps
-        earned = self._reward.after_step(self._env.world.state, success)
-        return self._observe(seen), earned, success, truncated, info
-
-    def close(self) -> None:
-        self._env.close()
-
-    def _observe(self, seen: dict[str, Any]) -> Observation:
-        world = self._env.world
-        scene = privileged_state(self._told, world.state, self._left, (world.task.name,))
-        return {"proprio": seen["state"], "scene": scene}
+RESULTS = "results.json"
+_TRAINING = "training.json"
+_CHECKPOINT_STEPS, _CHECKPOINTS = 1000, 20  # at least so far apart, at most so many
 
 
 @dataclass(frozen=True)
@@ -99,12 +38,14 @@ class BaselineConfig:
 
     output: Path = field(metadata={"help": "folder for model.zip and results.json"})
     task: str = field(default="reach", metadata={"help": "what to learn"})
-    algorithm: Literal["ppo", "sac"] = field(default="sac", metadata={"help": "Stable-Baselines3's"})
-    steps: int = field(default=20_000, metadata={"help": "of the environment"})
+    algorithm: Algorithm = field(default="sac", metadata={"help": "Stable-Baselines3's"})
+    steps: int = field(default=15_000, metadata={"help": "of the environment, at least; PPO ends with a whole rollout"})
+    robot: str = field(default="fr3", metadata={"help": "robot: fr3, ur5e, so101"})
     reward: str = field(default="dense", metadata={"help": "sparse: success; dense: also the way there"})
     randomization: str = field(default="none", metadata={"help": "a preset, or a .yaml"})
     seed: int = field(default=0, metadata={"help": "of weights, actions and scenes"})
     episodes: int = field(default=50, metadata={"help": "to evaluate on afterwards, the scenes of volar-evaluate"})
+    resume: bool = field(default=False, metadata={"help": "continue what an interruption left, or for more steps"})
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.episodes < 1:
@@ -112,39 +53,74 @@ class BaselineConfig:
         if self.reward not in REWARDS:
             raise Unknown("reward", self.reward, REWARDS)
 
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """What a checkpoint must have been trained with to be gone on with; all but `steps` and `episodes`."""
+        names = ("task", "algorithm", "robot", "reward", "randomization", "seed")
+        return {name: getattr(self, name) for name in names} | {"step_m": STEP_M}
+
 
 def train_baseline(config: BaselineConfig) -> dict[str, Any]:
-    """Trains and evaluates; returns what results.json says. Raises `Unknown` for a task that does not exist."""
-    from stable_baselines3 import PPO, SAC
+    """Trains and evaluates; returns what results.json says. Raises `Unknown` for a task that does not exist,
+    `OutputExists`, and `VolarError` for a checkpoint of other settings."""
     from stable_baselines3.common.monitor import Monitor
 
     from volar.sim.wilson import wilson_interval
 
-    env = Monitor(StateEnv(config.task, config.reward, config.randomization))
-    model: PPO | SAC
-    if config.algorithm == "ppo":
-        rollout = min(2048, -(-config.steps // 64) * 64)  # no more than asked for, in whole batches
-        model = PPO("MultiInputPolicy", env, n_steps=rollout, gamma=0.95, seed=config.seed, device="cpu")
-    else:
-        model = SAC("MultiInputPolicy", env, gamma=0.95, seed=config.seed, device="cpu")
-    model.learn(config.steps, progress_bar=True)
+    done = _steps_done(config)
+    env = Monitor(StateEnv(config.task, config.reward, config.randomization, config.robot))
+    model = make_learner(config.algorithm, env, max(config.steps, done), config.seed + done)
+    if done:
+        load_learner(model, config.output)
+        model.num_timesteps = done
+    (config.output / RESULTS).unlink(missing_ok=True)  # of fewer steps
+    if done < config.steps:
+        _learn(model, config, config.steps - done)
     successes = sum(_succeeds(model, env, episode_seed(0, config.task, i)) for i in range(config.episodes))
     low, high = wilson_interval(successes, config.episodes)
-    found = {
-        "task": config.task,
-        "algorithm": config.algorithm,
-        "steps": config.steps,
-        "reward": config.reward,
-        "successes": successes,
-        "episodes": config.episodes,
-        "wilson95": [low, high],
-    }
-    config.output.mkdir(parents=True, exist_ok=True)
-    model.save(config.output / "model.zip")
-    (config.output / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    counted = {"successes": successes, "episodes": config.episodes, "wilson95": [low, high]}
+    found = config.facts | {"steps": model.num_timesteps} | counted
+    write_durably(config.output / RESULTS, (json.dumps(found, indent=1) + "\n").encode())
     print(f"{config.task}: {successes} of {config.episodes} ({100 * low:.1f} to {100 * high:.1f} %)")
     env.close()
     return found
+
+
+def _steps_done(config: BaselineConfig) -> int:
+    """Of the checkpoint to go on from; 0 where there is none."""
+    path = config.output / _TRAINING
+    if not path.is_file():
+        return 0
+    if not config.resume:
+        raise OutputExists(f"{config.output} holds a baseline: go on with resume=true, or give another output")
+    begun = dict(json.loads(path.read_text()))
+    done = int(begun.pop("steps"))
+    changed = {key: value for key, value in config.facts.items() if begun.get(key) != value}
+    if changed:
+        other = "; ".join(f"{key}: {begun.get(key)!r}, now {value!r}" for key, value in changed.items())
+        raise VolarError(f"{config.output} was begun with other settings ({other}); give another output")
+    return done
+
+
+def _learn(model: Any, config: BaselineConfig, steps: int) -> None:
+    """`steps` more, with a progress bar and checkpoints."""
+    from stable_baselines3.common.callbacks import ConvertCallback
+
+    every = max(_CHECKPOINT_STEPS, config.steps // _CHECKPOINTS)
+
+    def save(*_: Any) -> bool:
+        if model.num_timesteps % every == 0:
+            _save(model, config)
+        return True
+
+    model.learn(steps, ConvertCallback(save), reset_num_timesteps=model.num_timesteps == 0, progress_bar=True)
+    _save(model, config)
+
+
+def _save(model: Any, config: BaselineConfig) -> None:
+    save_learner(model, config.output)
+    state = config.facts | {"steps": model.num_timesteps}  # last: it says that there is something to go on from
+    write_durably(config.output / _TRAINING, (json.dumps(state, indent=1) + "\n").encode())
 
 
 def _succeeds(model: Any, env: Any, seed: int) -> bool:
