@@ -57,16 +57,15 @@ def compare(first: Results, others: Sequence[Results]) -> list[dict[str, Any]]:
     `overall` is corrected for the number of comparisons, and a task for the number of tasks (Holm). Call
     `require_paired` before.
     """
-    by_task = [_outcomes(first, other) for other in others]
-    overall = _judge_all([Pairs.count(o for outcomes in found.values() for o in outcomes) for found in by_task])
+    by_task = [outcomes(first, other) for other in others]
+    overall = _judge_all([Pairs.count(o for pairs in found.values() for o in pairs) for found in by_task])
     tasks = [
-        dict(zip(found, _judge_all([Pairs.count(outcomes) for outcomes in found.values()]), strict=True))
-        for found in by_task
+        dict(zip(found, _judge_all([Pairs.count(pairs) for pairs in found.values()]), strict=True)) for found in by_task
     ]
     return [{"overall": judged, "tasks": judged_tasks} for judged, judged_tasks in zip(overall, tasks, strict=True)]
 
 
-def _outcomes(first: Results, other: Results) -> dict[str, list[tuple[bool, bool]]]:
+def outcomes(first: Results, other: Results) -> dict[str, list[tuple[bool, bool]]]:
     """Task -> outcomes of both in every episode that counts; without the tasks in which none does."""
     found: dict[str, list[tuple[bool, bool]]] = {}
     for a, b in zip(first["episodes"], other["episodes"], strict=True):

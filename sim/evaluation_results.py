@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from volar.robots.contract import PolicyContract
 from volar.robots.provenance import made
 from volar.sim.comparison import compare, sentence
-from volar.sim.conditions import THROUGH_ROS2
+from volar.sim.conditions import STANDARD, THROUGH_ROS2
 from volar.sim.episode_record import EpisodeRecord
 from volar.sim.episode_times import time_taken
 from volar.sim.evaluation import versions
 from volar.sim.evaluation_folder import RESULTS, write_whole
 from volar.sim.evaluation_plan import Plan
+from volar.sim.instruction_gaps import gaps
 from volar.sim.report import write_report
 from volar.sim.report_terminal import print_table
 from volar.sim.results import worst_margins
@@ -35,8 +36,11 @@ def results_of(
 
     `made`: how, when and on what machine (see `volar.robots.provenance`; `time`: of `volar.sim.episode_times`), of the
     run that wrote it. It differs between two runs of the same evaluation, so that no comparison looks at it.
+    `grounding_gap`, `phrasing_gap`: of `volar.sim.instruction_gaps`; not where episodes were stopped early, which are
+    not the same ones under each condition.
     """
-    standard, *others = config.conditions
+    _, *others = config.conditions
+    summaries = {condition: plan.summary(records, condition) for condition in config.conditions}
     return {
         "policy": str(folder),
         "policy_sha256": identity["policy_sha256"],
@@ -52,10 +56,11 @@ def results_of(
         "stop": config.stop,
         "versions": versions(),
         "made": made("volar-evaluate", config, datetime.now(UTC)) | {"time": time_taken(config.output)},
-        **plan.summary(records, standard),
+        **summaries[STANDARD],
         "margins": worst_margins(records),
         "conditions": others,
-        **{condition: plan.summary(records, condition) for condition in others},
+        **{condition: summaries[condition] for condition in others},
+        **({} if config.stop == "sequential" else gaps(summaries)),
         "sensitivity": sensitivities(records),
         "learning_curve": [],
         "videos": [],

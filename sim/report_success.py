@@ -5,6 +5,7 @@ from typing import Any
 
 from volar.sim.conditions import HELD_OUT_INSTRUCTION, THROUGH_ROS2, WRONG_INSTRUCTION, under_randomization
 from volar.sim.failures import failures
+from volar.sim.instruction_gaps import GAPS, GROUNDING, points, points_interval
 from volar.sim.report_page import bar, card, e, note, rate, row, section, spread, table
 from volar.sim.tasks import SUITES
 
@@ -65,6 +66,10 @@ def figures(results: Results) -> str:
     cards = [figure(rate(overall), f"success in {overall['episodes']} episodes, {spread(overall)}")]
     for key in told(results):
         cards.append(figure(rate(results[key]["overall"]), f"{_TOLD[key][1]}, {spread(results[key]['overall'])}"))
+    if GROUNDING in results:
+        gap = results[GROUNDING]["overall"]
+        text = f"points, the grounding gap: right order less another one, paired, {points_interval(gap)}"
+        cards.append(figure(points(gap), text))
     if found := randomized(results):
         worst = min(found, key=lambda key: results[key]["overall"]["success_rate"] or 0.0)
         text = f"under randomization “{e(label(worst))}”, the hardest, {spread(results[worst]['overall'])}"
@@ -84,13 +89,13 @@ def success_section(results: Results) -> str:
             f"{tally['successes']}/{tally['episodes']}",
             _rate_and_spread(tally),
             bar(tally, beside.get(WRONG_INSTRUCTION)),
-            *map(_rate_and_spread, beside.values()),
+            *_told_cells(results, name, beside),
             str(tally["broken"]),
             str(tally["invalid"]),
         ]
         line = row(*cells, number=True)
         found.append(line.replace("<tr>", "<tr class=all>", 1) if name == "overall" else line)
-    heads = ["task", "success", "rate", "", *map(label, others), "broke down", "invalid"]
+    heads = ["task", "success", "rate", "", *_told_heads(results, others), "broke down", "invalid"]
     text = f"Bars: success rate and {kind_of_interval(results)}."
     if "sequence95" in results["overall"]:
         text += " They hold whenever one stops; the overall rate is the mean of the tasks'."
@@ -99,8 +104,35 @@ def success_section(results: Results) -> str:
             " Wrong instruction (the thin bar): the same scenes, told another order, judged by the original goal; a "
             "policy that listens scores low."
         )
+    if any(name in results for name, _ in GAPS.values()):
+        text += (
+            " Gaps: points by which the rate is higher under the right order than under another (grounding), or under "
+            "a new phrasing than under the usual one (phrasing), with Newcombe's paired 95 % interval."
+        )
     text += " Broke down: crashed, counted as failures. Invalid: the scene itself was not as it should be; not counted."
     return section("Success by task", card(table(heads, found)), _why(results["episodes"]), note(text))
+
+
+def _told_heads(results: Results, others: Iterable[str]) -> list[str]:
+    """Each condition, and the gap it makes where it makes one."""
+    found = ((label(key), *(name.replace("_", " ") for name in _gap_of(results, key))) for key in others)
+    return [head for heads in found for head in heads]
+
+
+def _told_cells(results: Results, task: str, beside: Mapping[str, Results]) -> list[str]:
+    """What stands below `_told_heads`, of a task or `overall`."""
+    found = []
+    for key, tally in beside.items():
+        found.append(_rate_and_spread(tally))
+        for name in _gap_of(results, key):
+            gap = results[name]["overall"] if task == "overall" else results[name]["tasks"].get(task)
+            found.append(f"{points(gap)}<br><small>{points_interval(gap)}</small>" if gap else "–")
+    return found
+
+
+def _gap_of(results: Results, condition: str) -> list[str]:
+    """The name of the gap that a condition makes, where the results have it: older ones lack it."""
+    return [name for key, (name, _) in GAPS.items() if key == condition and name in results]
 
 
 def randomization_section(results: Results) -> str:

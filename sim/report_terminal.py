@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from volar.sim.failures import failures
+from volar.sim.instruction_gaps import sentences
 from volar.sim.report_page import rate, spread
 from volar.sim.report_success import evaluated, kind_of_interval, label, randomized, rows, told
 
@@ -19,6 +20,8 @@ def print_table(results: Results) -> None:
     console.print(_table(results, title, "success", told(results), counts=True))
     if others := randomized(results):
         console.print(_table(results, "under randomization", results["randomization"], others, counts=False))
+    for line in sentences(results):
+        console.print(line, soft_wrap=True)
     if said := failures(results["episodes"]):
         console.print(said)
     overall = results["overall"]

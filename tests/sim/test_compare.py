@@ -81,8 +81,11 @@ def test_how_evaluations_were_made_does_not_decide_whether_they_compare(tmp_path
         {"command": f"volar-evaluate output={name}", "date": f"2026-01-0{i}", "machine": {"cpus": i}, "time": {}}
         for i, name in enumerate("ab", 1)
     ]
-    folders = [save(tmp_path / name, results(found, made=how)) for name, how in zip("ab", made, strict=True)]
-    old = save(tmp_path / "old", results(found))  # of before it was kept
+    gap = {"overall": {"episodes": 60, "difference": 0.4, "interval": [0.2, 0.5]}, "tasks": {}}
+    folders = [
+        save(tmp_path / name, results(found, made=how, grounding_gap=gap)) for name, how in zip("ab", made, strict=True)
+    ]
+    old = save(tmp_path / "old", results(found))  # of before it was kept, and gaps were
     both = compare_evaluations(CompareConfig((*folders, old), output=tmp_path / "out"))["comparisons"]
     assert [comparison["overall"]["difference"] for comparison in both] == [0.0, 0.0]
 

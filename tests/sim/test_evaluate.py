@@ -178,6 +178,10 @@ def test_the_wrong_instruction_is_paired_and_reported_apart(results: dict[str, A
     assert all(
         a["instruction"] != b["instruction"] for a, b in zip(wrong["episodes"], results["episodes"], strict=True)
     )
+    gap, rate = results["grounding_gap"], results["overall"]["success_rate"]
+    assert gap["overall"]["difference"] == pytest.approx(rate - wrong["overall"]["success_rate"])
+    assert gap["tasks"]["reach"] == gap["overall"]
+    assert "phrasing_gap" not in results
 
 
 def test_paraphrases_can_be_added_to_an_evaluation(
@@ -189,6 +193,8 @@ def test_paraphrases_can_be_added_to_an_evaluation(
     for key in ("episodes", "wrong_instruction"):
         assert more[key] == results[key]
     held_out = more["held_out_instruction"]
+    assert more["grounding_gap"] == results["grounding_gap"]
+    assert more["phrasing_gap"]["overall"]["episodes"] == EPISODES
     assert [e["seed"] for e in held_out["episodes"]] == [e["seed"] for e in results["episodes"]]
     texts = [template.split("{")[0] for template in TASKS["reach"].held_out_templates]
     for episode in held_out["episodes"]:

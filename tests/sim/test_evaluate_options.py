@@ -69,6 +69,14 @@ def test_the_stopping_point_is_the_same_with_one_worker_and_after_an_interruptio
     assert evaluate(replace(config, output=cut, resume=True))["episodes"] == results["episodes"]
 
 
+def test_episodes_that_were_stopped_early_make_no_gap(config: EvaluateConfig, tmp_path: Path) -> None:
+    """How many there are of each condition depends on how they went."""
+    few = replace(config, tasks=("reach",), episodes=2, wrong_instruction=True, workers=1, output=tmp_path / "few")
+    assert "grounding_gap" not in evaluate(few)
+    fixed = replace(few, stop="never", margin=None, output=tmp_path / "fixed")
+    assert evaluate(fixed)["grounding_gap"]["overall"]["difference"] == 0
+
+
 def test_an_evaluation_is_extended_without_repeating_anything(
     config: EvaluateConfig, results: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -114,6 +114,24 @@ def test_other_conditions_have_their_own_columns(
     assert "visual" in said
 
 
+def test_gaps_stand_beside_the_rates_they_are_the_difference_of(
+    tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "grounding gap" not in write_report(tmp_path, results).read_text()  # results of before they were kept
+    print_table(results)
+    assert "grounding gap" not in capsys.readouterr().out
+    reach = {"episodes": 20, "difference": 0.85, "interval": [0.59, 0.931]}
+    gap = {"overall": reach | {"difference": 0.833, "interval": [0.64, 0.915]}, "tasks": {"reach": reach}}
+    page = write_report(tmp_path, results | {"grounding_gap": gap}).read_text()
+    assert "<th>wrong instruction</th><th>grounding gap</th>" in page
+    for text in ("10.0%", "+85.0<br><small>+59.0 to +93.1", "+83.3<br><small>+64.0 to +91.5", "<td class=n>–</td>"):
+        assert text in page
+    assert '<div class="big">+83.3</div>' in page
+    assert "phrasing gap" not in page
+    print_table(results | {"grounding_gap": gap})
+    assert "+83.3 points, 95 % interval +64.0 to +91.5" in capsys.readouterr().out
+
+
 def test_lost_episodes_are_listed_with_the_command_that_shows_them_again(
     tmp_path: Path, results: dict[str, Any]
 ) -> None:
