@@ -80,6 +80,9 @@ class EvaluateConfig:
     videos: int = field(default=2, metadata={"help": "films of each task in the report"})
     workers: int | None = field(default=None, metadata={"help": "processes; one a core by default"})
     output: Path = field(default=Path("runs/evaluation"), metadata={"help": "folder for the results"})
+    check: bool = field(
+        default=False, metadata={"help": "say whether policy, robot and tasks fit together, and run nothing"}
+    )
     resume: bool = field(default=False, metadata={"help": "continue, or extend, the evaluation in output"})
     overwrite: bool = field(default=False, metadata={"help": "replace an evaluation in output"})
 
@@ -124,7 +127,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs what is missing and writes the results, which it also returns.
+    """Runs what is missing and writes the results, which it also returns; none with `check`, which writes nothing.
 
     Raises `ContractError` listing every field in which the policy does not fit the robot, `Unknown` for a suite,
     task or robot, `VolarError` when the output folder holds something else or no episode could be run.
@@ -147,8 +150,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         artifact_folder(str(folder))  # what a controller runs, or the reason why not
     contract = read_contract(folder)
     require(contract, robot)
-    identity = _identity(config, tasks, folder)
     require_possible(config.randomizations, tasks, config.model)
+    if config.check:
+        print(f"{folder} fits robot {config.model} and can be evaluated on {', '.join(tasks)}", flush=True)
+        return {}
+    identity = _identity(config, tasks, folder)
     others = _other_checkpoints(config, identity["policy_sha256"])
     bench = evaluation.Bench(
         policy=str(folder.resolve()),

@@ -1,14 +1,15 @@
 """Success in closed loop while training: `volar-evaluate`, another process, on the checkpoint of the moment.
 
-The model does not know the simulator; what it knows is a verb and the results.json that it leaves. Every evaluation
-runs the same scenes (the verb's seed), so that its rates can be compared. It takes the time of the training, which
-stands still meanwhile.
+The model does not know the simulator; what it knows is a verb and the results.json that it leaves. The verb is asked
+before the first step whether it could (`check=true`). Every evaluation runs the same scenes (the verb's seed), so that
+its rates can be compared. It takes the time of the training, which stands still meanwhile.
 """
 
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,19 @@ if TYPE_CHECKING:
     from volar.vla.training_run import TrainingRun
 
 FOLDER = "evaluations"
-_USAGE = 2  # exit code of settings that are wrong
+
+
+def require_evaluable(config: "TrainConfig", training: "TrainingRun") -> None:
+    """Raises `VolarError` when the evaluations that are wanted could not be run: no such task or robot, a policy that
+    does not fit it."""
+    if config.evaluate_every_steps is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:  # a policy but for its weights, which nothing depends on yet
+        training.bare.config.save(Path(folder) / "config.json")
+        training.contract.save(Path(folder) / "contract.json")
+        done = _run(config, training, Path(folder), "check=true")
+    if done.returncode:
+        raise VolarError(f"evaluate_every_steps: {_said(done)}; change that, or leave evaluate_every_steps= away")
 
 
 @dataclass(frozen=True)
@@ -28,25 +41,18 @@ class ClosedLoopSuccess:
     """`every_steps`: how often it is due."""
 
     training: "TrainingRun"
-    verb: str
     every_steps: int
 
     @staticmethod
     def of(config: "TrainConfig", training: "TrainingRun") -> "ClosedLoopSuccess | None":
-        """None where it is not wanted. Raises `VolarError` when there is no such verb."""
-        if config.evaluate_every_steps is None:
-            return None
-        beside = Path(sys.executable).with_name("volar-evaluate")
-        verb = str(beside) if beside.is_file() else shutil.which("volar-evaluate")
-        if verb is None:
-            raise VolarError("evaluate_every_steps needs the verb volar-evaluate, which is not on the PATH")
-        return ClosedLoopSuccess(training, verb, config.evaluate_every_steps)
+        """None where it is not wanted."""
+        return None if config.evaluate_every_steps is None else ClosedLoopSuccess(training, config.evaluate_every_steps)
 
     def measure(self) -> dict[str, Any]:
         """`success/rate`, its Wilson interval and `success/TASK`, of the policy as it is; saves a checkpoint.
 
-        An evaluation that fails is told of and does not end the training, unless its settings are wrong: then raises
-        `VolarError`. Called in all processes; the first one measures.
+        An evaluation that fails is told of and does not end the training. Called in all processes; the first one
+        measures.
         """
         policy, processes = self.training.save(), self.training.processes
         found = self._evaluate(policy) if processes.first else {}
@@ -56,16 +62,9 @@ class ClosedLoopSuccess:
     def _evaluate(self, policy: Path) -> dict[str, Any]:
         config, step = self.training.config, self.training.step
         output = config.output / FOLDER / f"{step:06d}"
-        command = [self.verb, f"policy={policy.resolve()}", f"robot={self.training.contract.robot}"]
-        command += [f"episodes={config.evaluate_episodes}", "wrong_instruction=false", "videos=0"]
-        command += [f"tasks={','.join(config.evaluate_tasks)}"] if config.evaluate_tasks else []
-        done = subprocess.run(
-            [*command, f"output={output}", "overwrite=true"], capture_output=True, text=True, check=False
-        )
+        done = _run(config, self.training, policy, f"output={output}", "overwrite=true")
         if done.returncode:
-            said = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-            if done.returncode == _USAGE:
-                raise VolarError(f"evaluate_every_steps: {said}")
+            said = _said(done)
             print(f"step {step} could not be evaluated: {said}", file=sys.stderr, flush=True)
             return {"success/error": said}
         results = json.loads((output / "results.json").read_text())
@@ -83,3 +82,23 @@ class ClosedLoopSuccess:
             "success/episodes": overall["episodes"],
             **rates,
         }
+
+
+def _run(
+    config: "TrainConfig", training: "TrainingRun", policy: Path, *words: str
+) -> "subprocess.CompletedProcess[str]":
+    """The verb with these settings and the training's. Raises `VolarError` when there is no such verb."""
+    beside = Path(sys.executable).with_name("volar-evaluate")
+    verb = str(beside) if beside.is_file() else shutil.which("volar-evaluate")
+    if verb is None:
+        raise VolarError("evaluate_every_steps needs the verb volar-evaluate, which is not on the PATH")
+    command = [verb, f"policy={policy.resolve()}", f"robot={training.contract.robot}"]
+    command += [f"episodes={config.evaluate_episodes}", "wrong_instruction=false", "videos=0"]
+    command += [f"tasks={','.join(config.evaluate_tasks)}"] if config.evaluate_tasks else []
+    return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+
+
+def _said(done: "subprocess.CompletedProcess[str]") -> str:
+    """The last line of its errors, without the verb's own advice."""
+    line = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+    return line.removesuffix(" (volar-evaluate --help lists every setting)")

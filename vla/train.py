@@ -172,8 +172,9 @@ class TrainConfig:
             if not 0 < fraction < 1:
                 raise UsageError(f"{name}_fraction {fraction} is not in (0, 1); leave {name}= away for none")
         self._check_how()
-        if None not in (self.execute_steps, self.chunk_length) and self.execute_steps > self.chunk_length:
-            have = f"execute_steps {self.execute_steps} is above chunk_length {self.chunk_length}"
+        execute, chunk = self.execute_steps, self.chunk_length
+        if execute is not None and chunk is not None and execute > chunk:
+            have = f"execute_steps {execute} is above chunk_length {chunk}"
             raise UsageError(f"{have}: give both (left away, each is that of init, or 2 of 8)")
         if self.backbone_dtype != "float32" and (self.backbone in (None, "tiny") or self.init is not None):
             raise UsageError(f"backbone_dtype={self.backbone_dtype} is for backbone=FOLDER, a pretrained model")
@@ -243,6 +244,7 @@ def train(config: TrainConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
+    from volar.vla.closed_loop_success import require_evaluable
     from volar.vla.metrics_log import require_wandb
     from volar.vla.training_loop import run_to_the_end
     from volar.vla.training_run import TrainingRun
@@ -253,6 +255,7 @@ def train(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, usable_cpus() // here))
     training = TrainingRun.start(config)
     if first:
+        require_evaluable(config, training)
         if not goes_on:
             prepare_output(config)
         print(training.summary(), flush=True)

@@ -212,6 +212,20 @@ def test_success_in_closed_loop_is_measured_while_training(settings: Settings, d
     assert row["success/reach"] == row["success/rate"]
     with pytest.raises(VolarError, match=r"evaluate_every_steps: .*unknown task 'raech'"):
         train(replace(config, steps=2, resume=True, evaluate_tasks=("raech",)))
-    train(replace(config, steps=2, resume=True, evaluate_every_steps=None))
+    assert len(rows(config.output)) == 1
     with pytest.raises(UsageError):
         settings(evaluate_every_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({}, "the policy does not fit robot 'fr3': .*evaluate_every_steps= away"), ({"robot": "r2d2"}, "unknown robot")],
+)
+def test_what_could_not_be_evaluated_is_refused_before_the_first_step(
+    settings: Settings, dataset: Path, changes: dict[str, str], says: str
+) -> None:
+    """Statistics that cannot be the robot's, and a robot that nobody can simulate."""
+    replace(load_contract(dataset), **changes).save(dataset / "meta" / "volar_contract.json")
+    with pytest.raises(VolarError, match=f"evaluate_every_steps: .*{says}"):
+        train(settings(evaluate_every_steps=5000))
+    assert not settings().output.exists()
