@@ -23,7 +23,7 @@ from volar.sim.closed_loop import episode_seed
 
 EXAMPLES = (
     "python -m volar.rl.state_baselines task=reach algorithm=sac steps=15000 output=runs/state-reach",
-    "python -m volar.rl.state_baselines task=reach algorithm=ppo steps=50000 output=runs/state-reach-ppo",
+    "python -m volar.rl.state_baselines task=reach algorithm=ppo steps=20000 output=runs/state-reach-ppo",
     "python -m volar.rl.state_baselines task=reach algorithm=sac steps=30000 output=runs/state-reach resume=true",
     "python -m volar.rl.distill teacher=runs/state-reach episodes=100 output=runs/demos",
 )

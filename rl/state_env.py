@@ -98,4 +98,6 @@ def whole_action(action: NDArray[np.float32], world: TaskWorld, step_m: float) -
     gripper, from (4,) in [-1, 1] where 1 is open."""
     action = np.clip(action, -1, 1)
     displacement = step_m * world.table.scale * action[:3]
-    return np.concatenate([displacement, np.zeros(3), (action[3:] + 1) / 2]).astype(np.float32)
+    gripper = (action[3:] + 1) / 2
+    whole: NDArray[np.float32] = np.concatenate([displacement, np.zeros(3), gripper]).astype(np.float32)
+    return whole

@@ -35,7 +35,7 @@ def make_learner(algorithm: Algorithm, env: Any, steps: int = 1, seed: int | Non
     """A fresh `PPO` or `SAC` on the CPU, for `steps` of `env`; `seed`: of weights, actions and `env`, or none."""
     from stable_baselines3 import PPO, SAC
 
-    common = {"gamma": GAMMA, "seed": seed, "device": "cpu"}
+    common: dict[str, Any] = {"gamma": GAMMA, "seed": seed, "device": "cpu"}
     if algorithm == "sac":
         return SAC("MultiInputPolicy", env, buffer_size=min(steps, _REPLAY_STEPS), **_SAC, **common)
     whole_batches = -(-steps // _PPO["batch_size"]) * _PPO["batch_size"]  # a rollout no longer than asked for
@@ -49,7 +49,8 @@ def save_learner(model: Any, folder: Path) -> None:
     write_durably(folder / MODEL, file.getvalue())
     if hasattr(model, "replay_buffer"):
         file = io.BytesIO()
-        np.savez(file, **_seen(model.replay_buffer))
+        seen: dict[str, Any] = _seen(model.replay_buffer)
+        np.savez(file, **seen)
         write_durably(folder / REPLAY, file.getvalue())
 
 
@@ -73,7 +74,7 @@ def load_weights(model: Any, path: Path) -> None:
         _, parameters, variables = load_from_zip_file(path, load_data=False, device="cpu")
         model.set_parameters(parameters, device="cpu")
         if getattr(model, "log_ent_coef", None) is not None:
-            model.log_ent_coef.data = variables["log_ent_coef"].data
+            model.log_ent_coef.data = (variables or {})["log_ent_coef"].data
     except Exception as error:  # what torch raises of a damaged or hostile file is its own matter
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise VolarError(f"{path} has no weights of this task, robot and algorithm: {reason}") from error
