@@ -1,10 +1,7 @@
 """The policy in LeRobot, by its own programs and loaders: same actions as ours, both ways."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from volar.datasets.episode import POINTS_SHAPE, Episode
-from volar.datasets.episode_writer import EpisodeWriter
 from volar.datasets.lerobot_format import load_contract
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
-from volar.robots.interface import Observation
 from volar.vla.action_tokenizers.fast import Fast
 from volar.vla.backbone import BackboneConfig
 from volar.vla.checkpoint_policy import load
@@ -31,9 +25,9 @@ from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import PIPELINES, save_policy
 from volar.vla.train import TrainConfig, train
 
-PLUGIN = "volar.vla.lerobot_plugin"
+from .lerobot_programs import Look, acts_the_same, lerobot_batch, lerobot_train, write_episodes
+
 SMALL = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
-Look = Callable[[int], Observation]
 
 
 @pytest.fixture
@@ -44,25 +38,7 @@ def saved(tmp_path: Path, model: VolarModel, contract: PolicyContract) -> Path:
 
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory: pytest.TempPathFactory, contract: PolicyContract) -> Path:
-    """A LeRobot dataset of three short episodes, written as volar-collect does."""
-    folder = tmp_path_factory.mktemp("lerobot") / "episodes"
-    writer = EpisodeWriter.create(folder, contract, shard_episodes=4, source={"seed": 0})
-    for number in range(3):
-        rng = np.random.default_rng(number)
-        writer.append(
-            Episode(
-                images={c.name: rng.integers(0, 255, (12, c.height, c.width, 3), np.uint8) for c in contract.cameras},
-                state=rng.uniform(-0.5, 0.5, (12, len(contract.state_names))).astype(np.float32),
-                actions=rng.uniform(contract.action.low, contract.action.high, (12, 7)).astype(np.float32),
-                points=np.full((12, *POINTS_SHAPE), np.nan, np.float32),
-                instruction="lift the zyx block",
-                task="lift",
-                seed=number,
-                success=True,
-            )
-        )
-    writer.finalize()
-    return folder
+    return write_episodes(tmp_path_factory.mktemp("lerobot") / "episodes", contract)
 
 
 @pytest.fixture(scope="module")
@@ -77,44 +53,6 @@ def run(episodes: Path) -> Path:
         *("--batch_size=4", "--num_workers=0", "--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false"),
     )
     return output
-
-
-def lerobot_train(home: Path, *words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.discover_packages_path={PLUGIN}", *words],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def lerobot_batch(observation: Observation) -> dict[str, Any]:
-    """As LeRobot's environments and robots give it."""
-    images = {f"observation.images.{k}": torch.tensor(v).permute(2, 0, 1) / 255 for k, v in observation.images.items()}
-    return {**images, "observation.state": torch.tensor(observation.state), "task": observation.instruction}
-
-
-def acts_the_same(directory: Path, look: Look) -> None:
-    """Opened by LeRobot's loader and processors, and by ours; where something is drawn, from the same noise."""
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-    from lerobot.utils.import_utils import register_third_party_plugins
-
-    register_third_party_plugins()
-    __import__(PLUGIN)
-    config = PreTrainedConfig.from_pretrained(directory, cli_overrides=["--device=cpu"])
-    theirs = get_policy_class(config.type).from_pretrained(directory, config=config)
-    before, after = make_pre_post_processors(config, str(directory))
-    ours = load(directory)
-    for seed in range(3):
-        expected = ours.graph(*ours.tensors(look(seed)))[0][0].detach().numpy()
-        theirs.reset()
-        chunk = after(theirs.predict_action_chunk(before(lerobot_batch(look(seed)))))
-        np.testing.assert_allclose(chunk[0].numpy(), expected, atol=1e-6)
-        steps = [after(theirs.select_action(before(lerobot_batch(look(seed))))) for _ in range(4)]
-        np.testing.assert_allclose(torch.cat(steps).numpy(), expected[:4], atol=1e-6)
 
 
 def test_lerobot_opens_what_we_wrote(saved: Path, look: Look) -> None:

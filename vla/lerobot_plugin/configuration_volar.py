@@ -5,12 +5,14 @@ declared here; ours leaves LeRobot's out (`LEROBOT_FIELDS` in `vla/configuration
 """
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
 
+from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
 from volar.vla import configuration_volar as volar_config
 
@@ -21,6 +23,7 @@ DEFAULT = volar_config.VolarConfig()
 @dataclass
 class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     """Architecture as in `volar.vla.configuration_volar.VolarConfig`; `backbone`: {} is the one made from scratch.
+    One that was pretrained is part of a policy that volar-train has begun.
 
     `chunk_length`: H, `execute_steps`: how many of them are done before the next; None: as the dataset's contract
     has it. A policy that was already trained keeps those of its contract, and other values raise.
@@ -54,7 +57,10 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     def architecture(self) -> volar_config.VolarConfig:
         """What `VolarModel` is made of. Raises `VolarError` on values that it does not have."""
         names = {f.name for f in fields(volar_config.VolarConfig)} - {"type"}
-        return volar_config.VolarConfig.of({name: getattr(self, name) for name in names})
+        try:
+            return volar_config.VolarConfig.of({name: getattr(self, name) for name in names})
+        except (TypeError, ValueError) as error:  # of fields that a backbone does not have, sizes that do not divide
+            raise VolarError(f"--policy.backbone={self.backbone} is no backbone: {error}") from error
 
     @property
     def normalization_mapping(self) -> dict[str, NormalizationMode]:
@@ -67,10 +73,14 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """Steps of a chunk. LeRobot asks before it has opened the dataset, so training needs `chunk_length`."""
-        if self.chunk_length is None:
+        """Steps of a chunk. LeRobot asks before it has opened dataset or policy: a new one needs `chunk_length`."""
+        length = self.chunk_length
+        if length is None and self.pretrained_path is not None:
+            directory = find_directory(self.pretrained_path, self.pretrained_revision)
+            length = PolicyContract.load(directory / "contract.json").chunk_length
+        if length is None:
             raise VolarError("how long is a chunk? give LeRobot --policy.chunk_length=8 (the contract's)")
-        return list(range(self.chunk_length))
+        return list(range(length))
 
     @property
     def reward_delta_indices(self) -> None:
@@ -84,3 +94,13 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def validate_features(self) -> None:
         """Nothing: the dataset's contract is compared with the policy's when that is made."""
+
+
+def find_directory(name: str | Path, revision: str | None = None) -> Path:
+    """A policy directory, or that of a Hub repository, fetched first or found in its cache."""
+    directory = Path(name)
+    if directory.is_dir():
+        return directory
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(name), revision=revision))

@@ -20,9 +20,10 @@ from volar.datasets.normalizer import Normalizer
 from volar.robots.contract import ContractError, PolicyContract, require
 from volar.robots.errors import VolarError
 from volar.robots.spec import load_robot
+from volar.vla.backbone import BackboneConfig
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.instruction_tokenizer import InstructionTokenizer
-from volar.vla.lerobot_plugin.configuration_volar import VolarConfig
+from volar.vla.lerobot_plugin.configuration_volar import VolarConfig, find_directory
 from volar.vla.losses import imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
 from volar.vla.processor_volar import InferenceGraph, save_policy
@@ -77,11 +78,7 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
 
         Raises `ContractError` listing every field in which the dataset of `dataset_meta`, to train on, does not fit.
         """
-        directory = Path(pretrained_name_or_path)
-        if not directory.is_dir():
-            from huggingface_hub import snapshot_download
-
-            directory = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
+        directory = find_directory(pretrained_name_or_path, kwargs.get("revision"))
         config = config or VolarConfig.from_pretrained(directory)
         parts = load_parts(directory)
         if dataset_meta is not None:
@@ -194,6 +191,12 @@ def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
     contract = load_contract(Path(dataset_meta.root))
     chosen = {name: getattr(config, name) for name in ("chunk_length", "execute_steps")}
     contract = replace(contract, **{name: value for name, value in chosen.items() if value is not None})
+    if "architecture" in config.backbone or config.backbone.get("name", BackboneConfig.name) != BackboneConfig.name:
+        raise VolarError(
+            f"a new policy here has the backbone {BackboneConfig.name!r}. A pretrained one comes from its folder with "
+            "weights, prompts and tokenizer: volar-train dataset=DATA backbone=DIR output=RUN, then "
+            "lerobot-train --policy.path=RUN/checkpoints/last/pretrained_model"
+        )
     architecture = config.architecture()
     if architecture.tokenizer != "bins":
         raise VolarError(f"tokenizer {architecture.tokenizer!r} is trained by volar-train; start from its directory")
