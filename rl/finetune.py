@@ -5,8 +5,10 @@ in what the instruction asks for. Leaves checkpoints as volar-train does, the be
 metrics.jsonl, tensorboard/, and report.html with the success before and after, on the same episodes.
 """
 
+import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +16,16 @@ from volar.robots.command_line import run
 from volar.robots.errors import Unknown, UsageError
 
 Training = Literal["frozen", "lora", "full"]
-_LORA_RANK = 16
+_POSITIVE = ("minutes", "updates", "learning_rate", "target_kl", "max_kl", "execute_steps")
+_COUNTS = ("lora_rank", "episodes", "evaluate_every", "evaluation_episodes", "save_every", "keep")
+_COUNTS_FROM_0 = ("seed", "workers", "critic_updates", "fade_updates", "report_episodes")
+_WEIGHTS = ("pointing_weight", "imitation_weight", "reward_weight", "reference_weight")
 EXAMPLES = (
     "volar-finetune policy=runs/policy tasks=reach,lift minutes=30 output=runs/finetuned",
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust",
     "volar-finetune policy=runs/policy suite=starter randomization=full minutes=60 output=runs/robust resume=true",
     "volar-finetune policy=runs/policy tasks=push_to algorithm=grpo minutes=30 output=runs/grpo",
+    "volar-finetune policy=runs/policy tasks=lift critic=pooled minutes=30 output=runs/pooled",
     "volar-finetune policy=runs/policy tasks=lift reward=classifier classifier=runs/success minutes=9 output=runs/b",
     "volar-finetune policy=runs/policy tasks=lift trains=all vision=frozen language=lora minutes=30 output=runs/lora",
     "volar-evaluate policy=runs/finetuned/best tasks=reach,lift output=runs/evaluation",
@@ -42,6 +48,13 @@ class FinetuneConfig:
     algorithm: Literal["ppo", "grpo"] = field(
         default="ppo", metadata={"help": "with a critic, or relative to episodes from the same start"}
     )
+    critic: Literal["state", "pooled"] = field(
+        default="state",
+        metadata={
+            "help": "what the critic of algorithm=ppo sees, a network of its own: the simulator's state, as no robot "
+            "could, or pooled, the mean of the policy's queries (detached)"
+        },
+    )
     reward: str = field(
         default="sparse",
         metadata={"help": "sparse: success; dense: also the way there; classifier: what a learned one takes for it"},
@@ -57,21 +70,26 @@ class FinetuneConfig:
     trains: Literal["head", "all"] = field(
         default="head", metadata={"help": "the action head, or everything; a frozen trunk is computed once"}
     )
-    vision: Training = field(default="full", metadata={"help": "how the vision tower learns, with trains=all"})
+    vision: Training = field(
+        default="full", metadata={"help": "how the vision tower learns, with trains=all; queries and projections do"}
+    )
     connector: Training = field(default="full", metadata={"help": "between vision tower and language model"})
     language: Training = field(default="full", metadata={"help": "the language model, its embeddings and head"})
-    lora_rank: int = field(default=_LORA_RANK, metadata={"help": "of low-rank updates, for parts that are lora"})
+    lora_rank: int = field(default=16, metadata={"help": "of low-rank updates, for parts that are lora"})
     execute_steps: int | None = field(
         default=None, metadata={"help": "of a chunk, executed before looking again; the policy's own by default"}
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "of the policy"})
     target_kl: float = field(default=0.015, metadata={"help": "divergence of a token in one update, at most about"})
-    reference_weight: float = field(default=0.003, metadata={"help": "of the divergence from the cloned policy"})
+    reference_weight: float = field(default=0.003, metadata={"help": "of the divergence that max_kl is about"})
     reward_weight: float = field(
         default=1.0,
         metadata={"help": "of what was earned; 0: no RL, what demonstrations= and pointing_weight= do alone"},
     )
-    max_kl: float = field(default=3.0, metadata={"help": "divergence of a token from the cloned policy that ends it"})
+    max_kl: float = field(
+        default=3.0,
+        metadata={"help": "divergence of a token, as tried out, from the cloned policy's that ends the run"},
+    )
     temperature: float = field(default=0.3, metadata={"help": "of the tokens that are tried out"})
     kernel_bins: float = field(default=3.0, metadata={"help": "how much wider than the policy's own tokens they are"})
     correlation: float = field(default=0.8, metadata={"help": "of what is tried out, from decision to decision"})
@@ -79,7 +97,7 @@ class FinetuneConfig:
         default=30, metadata={"help": "after which kernel_bins is half of it, down to a quarter; 0: it stays"}
     )
     precision: Literal["auto", "fp32", "bf16"] = field(
-        default="auto", metadata={"help": "of the trunk while learning; auto: bf16 where this machine is faster in it"}
+        default="auto", metadata={"help": "of the trunk in an update; auto: bf16 where this machine is faster in it"}
     )
     demonstrations: Path | None = field(default=None, metadata={"help": "dataset to go on imitating"})
     imitation_weight: float = field(default=0.1, metadata={"help": "of its loss, with demonstrations="})
@@ -101,54 +119,64 @@ class FinetuneConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace a run in output"})
 
     def __post_init__(self) -> None:
-        from volar.rl.exploration import Exploration
-        from volar.rl.rewards import CLASSIFIER, REWARDS
-        from volar.sim.randomization import Randomization
-
         if (self.minutes is None) == (self.updates is None):
             raise UsageError("give minutes=M or updates=N, one of the two")
-        for name in ("minutes", "updates", "learning_rate", "target_kl", "max_kl", "execute_steps"):
+        if self.resume and self.overwrite:
+            raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
+        self._check_numbers()
+        self._check_together()
+        self._check_names()
+
+    def _check_numbers(self) -> None:
+        from volar.rl.exploration import Exploration
+
+        for name in _POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be above 0, is {getattr(self, name)}")
-        for name in ("lora_rank", "episodes", "evaluate_every", "evaluation_episodes", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, is {getattr(self, name)}")
-        counts = ("seed", "workers", "critic_updates", "fade_updates", "report_episodes")
-        for name in (*counts, "pointing_weight", "imitation_weight", "reward_weight", "reference_weight"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be at least 0, is {getattr(self, name)}")
+        for name, least in (*((name, 1) for name in _COUNTS), *((name, 0) for name in (*_COUNTS_FROM_0, *_WEIGHTS))):
+            if not getattr(self, name) >= least:
+                raise UsageError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        for name in ("learning_rate", *_WEIGHTS, "temperature", "kernel_bins"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} must be finite, is {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in (0, 1], is {getattr(self, name)}")
-        if self.algorithm == "grpo" and not 2 <= self.group <= self.episodes:
-            raise UsageError(f"group={self.group} must be from 2 to episodes={self.episodes}")
-        if self.algorithm == "grpo" and self.episodes % self.group:
-            raise UsageError(f"episodes={self.episodes} do not divide into groups of group={self.group}")
-        if self.pointing_weight and self.trains != "all":
-            raise UsageError(f"pointing_weight={self.pointing_weight} needs trains=all: pointing is the trunk's")
-        for name in ("vision", "connector", "language"):
-            if getattr(self, name) != "full" and self.trains != "all":
-                raise UsageError(f"{name}={getattr(self, name)} needs trains=all: trains=head freezes every part")
-        if self.lora_rank != _LORA_RANK and "lora" not in (self.vision, self.connector, self.language):
-            raise UsageError(f"lora_rank={self.lora_rank} is for vision=lora, connector=lora or language=lora")
-        if self.demonstrations is not None and not self.imitation_weight:
-            raise UsageError(f"imitation_weight=0 leaves demonstrations={self.demonstrations} out; leave them away")
-        if not self.reward_weight and not self.pointing_weight and self.demonstrations is None:
-            raise UsageError("reward_weight=0 leaves nothing to learn from: give demonstrations= or pointing_weight=")
-        if self.ray_address and self.rollouts != "ray":
-            raise UsageError(f"ray_address={self.ray_address} is for rollouts=ray")
-        if self.resume and self.overwrite:
-            raise UsageError("resume=true continues a run, overwrite=true replaces it: give one")
-        if self.reward not in (*REWARDS, CLASSIFIER):
-            raise Unknown("reward", self.reward, (*REWARDS, CLASSIFIER))
-        if (self.reward == CLASSIFIER) != (self.classifier is not None):
-            raise UsageError(f"reward={self.reward}, classifier={self.classifier}: reward=classifier needs its folder")
-        for name in (self.randomization, *self.report_presets):
-            Randomization.of(name)
         try:
             Exploration(self.temperature, self.kernel_bins, self.correlation)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def _check_together(self) -> None:
+        defaults = {item.name: item.default for item in fields(self)}
+        for names, needed, is_there in _ONLY_WITH:
+            for name in names:
+                if getattr(self, name) != defaults[name] and not is_there(self):
+                    raise UsageError(
+                        f"{name}={getattr(self, name)} acts only with {needed}; leave it away, or give that"
+                    )
+        if self.algorithm == "grpo" and not 2 <= self.group <= self.episodes:
+            raise UsageError(f"group={self.group} must be from 2 to episodes={self.episodes}")
+        if self.algorithm == "grpo" and self.episodes % self.group:
+            raise UsageError(f"episodes={self.episodes} do not divide into groups of group={self.group}")
+        if self.demonstrations is not None and not self.imitation_weight:
+            raise UsageError(f"imitation_weight=0 leaves demonstrations={self.demonstrations} out; leave them away")
+        if not self.reward_weight and not self.pointing_weight and self.demonstrations is None:
+            raise UsageError("reward_weight=0 leaves nothing to learn from: give demonstrations= or pointing_weight=")
+
+    def _check_names(self) -> None:
+        from volar.rl.rewards import CLASSIFIER, REWARDS
+        from volar.sim.randomization import Randomization
+
+        if self.reward not in (*REWARDS, CLASSIFIER):
+            raise Unknown("reward", self.reward, (*REWARDS, CLASSIFIER))
+        if (self.reward == CLASSIFIER) != (self.classifier is not None):
+            raise UsageError(f"reward={self.reward}, classifier={self.classifier}: reward=classifier needs its folder")
+        for name in self.tasks:
+            if self.tasks.count(name) > 1:
+                raise UsageError(f"tasks={','.join(self.tasks)}: {name} is there {self.tasks.count(name)} times")
+        for name in (self.randomization, *self.report_presets):
+            Randomization.of(name)
 
     @property
     def report_presets(self) -> tuple[str, ...]:
@@ -165,6 +193,24 @@ class FinetuneConfig:
 
         suite = tuple(task.name for task in load_suite(self.suite))
         return tuple(load_task(name).name for name in self.tasks) or suite
+
+
+# Settings that act only with others, what these are, and whether they are there; without them, only defaults are taken.
+_ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[FinetuneConfig], bool]], ...] = (
+    (("group",), "algorithm=grpo", lambda c: c.algorithm == "grpo"),
+    (("critic", "gae_lambda", "critic_updates"), "algorithm=ppo", lambda c: c.algorithm == "ppo"),
+    (("vision", "connector", "language", "pointing_weight"), "trains=all", lambda c: c.trains == "all"),
+    (
+        ("lora_rank",),
+        "vision=lora, connector=lora or language=lora",
+        lambda c: "lora" in (c.vision, c.connector, c.language),
+    ),
+    (("imitation_weight",), "demonstrations=", lambda c: c.demonstrations is not None),
+    (("precision",), "trains=all or demonstrations=", lambda c: c.trains == "all" or c.demonstrations is not None),
+    (("fade_updates",), "kernel_bins above 0", lambda c: c.kernel_bins != 0),
+    (("report_randomizations",), "report_episodes above 0", lambda c: c.report_episodes != 0),
+    (("ray_address",), "rollouts=ray", lambda c: c.rollouts == "ray"),
+)
 
 
 def finetune(config: FinetuneConfig) -> None:

@@ -5,11 +5,12 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volar.rl.finetune import FinetuneConfig
+from volar.rl.finetuning_record import RECORD, settings, to_compare
 from volar.rl.finetuning_run import BEST, FinetuningRun, save_cloned
 from volar.rl.rollouts import Rollouts
 from volar.robots.errors import VolarError
@@ -18,10 +19,11 @@ from volar.vla.metrics_log import MetricsLog
 from volar.vla.run_folder import check_output
 from volar.vla.training_loop import stop_requests
 
-RECORD = "finetune.json"  # the settings of the run in a folder
-# How long a run is and how it is watched may change when it resumes; everything else makes another run.
-_FREE = {"minutes", "updates", "keep", "save_every", "workers", "rollouts", "ray_address", "output", "resume"}
-_FREE |= {"overwrite", "report_episodes", "report_randomizations", "max_kl"}
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_BAR_WIDTH = 6  # beside which everything fits into 80 columns
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -29,8 +31,9 @@ def finetune(config: FinetuneConfig) -> None:
     from volar.sim.randomizer import require_possible
 
     require_possible((config.randomization, *config.report_presets), config.task_names, config.robot)
+    wanted = to_compare(config.output, settings(config))
     goes_on = check_output(
-        config.output, RECORD, "fine-tuning run", settings(config), resume=config.resume, overwrite=config.overwrite
+        config.output, RECORD, "fine-tuning run", wanted, resume=config.resume, overwrite=config.overwrite
     )
     if not goes_on:
         _require_apart(config)
@@ -75,13 +78,10 @@ def updates(
     config: FinetuneConfig, training: FinetuningRun, rollouts: Rollouts, stopping: threading.Event
 ) -> Iterator[dict[str, float]]:
     """Metrics of each update; held-out evaluations and checkpoints in between."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     started, base_s = time.monotonic(), training.elapsed_s
     told: set[str] = set()
-    with Progress(*columns) as bar:
-        shown = bar.add_task("fine-tuning", total=1.0, note="")
+    with progress_bar() as bar:
+        shown = bar.add_task(f"update {training.updates}", total=1.0, note="")
         episodes = bar.add_task("", note="")
 
         def after_episode() -> None:
@@ -110,24 +110,42 @@ def updates(
             if (kind := training.trouble[1][:40]) and kind not in told:
                 told.add(kind)
                 bar.console.print(": ".join(training.trouble), markup=False)
-            bar.update(shown, completed=training.done, note=_note(training, metrics))
+            told_of = update_note(metrics)
+            bar.update(shown, completed=training.done, description=f"update {training.updates}", note=told_of)
+            bar.update(episodes, note=held_out_note(training, metrics))
             counts = {"update": training.updates, "env_steps": training.env_steps, "worker_deaths": rollouts.deaths}
             yield counts | {"elapsed_s": round(training.elapsed_s, 2)} | _rounded(metrics)
 
 
-def _note(training: FinetuningRun, metrics: dict[str, float]) -> str:
-    words = [f"update {training.updates}", f"held out {training.last_success:.0%}"]
+def progress_bar(console: "Console | None" = None) -> "Progress":
+    """A line for the run and one for the episodes of now, each with a `note`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    words, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    return Progress(words, BarColumn(_BAR_WIDTH), note, TimeRemainingColumn(), console=console)
+
+
+def update_note(metrics: Mapping[str, float]) -> str:
+    """Of an update: success while trying out, divergence from the cloned policy [nats], share of clipped tokens,
+    explained variance of the critic; 52 characters at most, up to 9,999 steps/s."""
+    words = []
     if "success" in metrics:
-        words.insert(1, f"trying out {metrics['success']:.0%}")
-    if "reward_precision" in metrics and math.isfinite(metrics["reward_precision"]):
-        words.append(f"classifier right {metrics['reward_precision']:.0%}")
+        words.append(f"success {metrics['success']:.0%}")
     if "kl_reference" in metrics:
-        words.append(f"KL {metrics['kl_reference']:.3f}  clipped {metrics['clip_fraction']:.0%}")
-    if "explained_variance" in metrics:
-        words.append(f"critic {metrics['explained_variance']:.2f}")
+        words.append(f"KL {metrics['kl_reference']:.2f} clip {metrics['clip_fraction']:.0%}")
+    if math.isfinite(known := metrics.get("explained_variance", math.nan)):
+        words.append(f"EV {known:.2f}" if known > -9.995 else "EV <-10")
     if "env_steps_per_s" in metrics:
         words.append(f"{metrics['env_steps_per_s']:.0f} steps/s")
-    return "  ".join(words)
+    return " ".join(words)
+
+
+def held_out_note(training: FinetuningRun, metrics: Mapping[str, float]) -> str:
+    """Success in held-out scenes, the newest and the best; how often a learned reward is right."""
+    words = [f"held out {training.last_success:.0%}, best {training.best_success:.0%}"]
+    if math.isfinite(right := metrics.get("reward_precision", math.nan)):
+        words.append(f"classifier right {right:.0%}")
+    return ", ".join(words)
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float]:
@@ -140,11 +158,6 @@ def _require_apart(config: FinetuneConfig) -> None:
     for path in (config.policy, config.demonstrations, config.classifier):
         if path is not None and output in (path.resolve(), *path.resolve().parents):
             raise VolarError(f"output {config.output} holds {path}; give another output")
-
-
-def settings(config: FinetuneConfig) -> dict[str, str]:
-    """What makes a run this one and no other."""
-    return {key: str(value) for key, value in sorted(asdict(config).items()) if key not in _FREE}
 
 
 def prepare_output(config: FinetuneConfig) -> None:

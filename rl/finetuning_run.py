@@ -20,6 +20,7 @@ from volar.rl.exploration import Exploration
 from volar.rl.grpo import grpo_update
 from volar.rl.learner import Auxiliary, Learner, UpdateConfig
 from volar.rl.ppo import ppo_update
+from volar.rl.replaced_folder import put_back, replace_folder
 from volar.rl.rewards import CLASSIFIER, privileged_size
 from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, Rollouts, WorkerSetup
 from volar.rl.success_network import require_classifier
@@ -62,7 +63,7 @@ class FinetuningRun:
         self.policy = token_policy(
             model,
             self.contract,
-            privileged=privileged_size(tasks),
+            privileged=privileged_size(tasks) if config.critic == "state" else 0,
             exploration=exploration,
             trains=config.trains,
             precision=precision,
@@ -85,17 +86,19 @@ class FinetuningRun:
             images=config.trains == "all",
             pointing=self._pointing is not None,
             classifier=str(config.classifier or ""),
+            critic=config.critic,
         )
         self.setup = WorkerSetup(folder, self.contract.execute_steps, exploration, config.trains, self.setting)
         self.updates, self.evaluated, self.elapsed_s, self.env_steps = 0, -1, 0.0, 0
         self.best_success = self.last_success = -1.0
         self.collapsed = 0  # held-out evaluations far below the best, in a row
-        self.divergence = 0.0  # of a token from the cloned policy, in the newest update [nats]
+        self.divergence = 0.0  # of a token, as tried out, from the cloned policy's, in the newest update [nats]
         self.trouble = "", ""
 
     @staticmethod
     def start(config: "FinetuneConfig") -> "FinetuningRun":
         """A new run, or the one in `config.output` with `resume`."""
+        put_back(config.output / BEST)
         last = config.output / "checkpoints" / "last" / "training_state"
         if not (config.resume and last.exists()):
             training = FinetuningRun(config, choose_precision(config.precision))
@@ -124,7 +127,8 @@ class FinetuningRun:
     def stopped(self) -> str:
         """Why the run must end before its time, or an empty string."""
         if self.divergence > self.config.max_kl:
-            return f"stopped: {self.divergence:.2f} nats a token from the cloned policy, max_kl={self.config.max_kl}"
+            far = f"{self.divergence:.2f} nats a token, as tried out, from the cloned policy"
+            return f"stopped: {far}, max_kl={self.config.max_kl}"
         if self.collapsed >= 2:
             return f"stopped: held-out success fell from {self.best_success:.0%} to {self.last_success:.0%}"
         return ""
@@ -209,8 +213,7 @@ class FinetuningRun:
             temporary = self.config.output / f".{BEST}"
             shutil.rmtree(temporary, ignore_errors=True)
             save_policy(temporary, self.policy.vla, self.contract, self.tokenizer)
-            shutil.rmtree(self.config.output / BEST, ignore_errors=True)
-            temporary.rename(self.config.output / BEST)
+            replace_folder(self.config.output / BEST, temporary)
             self.best_success = self.last_success
         self.collapsed = self.collapsed + 1 if self.last_success < self.best_success - _COLLAPSE else 0
         self.evaluated = self.updates

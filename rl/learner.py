@@ -1,7 +1,8 @@
 """What PPO and GRPO share: a batch of decisions, and clipped steps on it that stay near the cloned policy.
 
 Each token is clipped by its own ratio, as in RL of language models: a chunk is tens of tokens, whose product would
-leave any clipping range at once. The divergence from the cloned reference is exact, over all 256 bins.
+leave any clipping range at once. The divergence from the cloned reference is exact, over all 256 bins, and of what is
+tried out: both widened by `Exploration`, so that the same weights lie farther apart where that is narrower.
 """
 
 import copy

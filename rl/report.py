@@ -96,7 +96,7 @@ def _page(config: FinetuneConfig, summary: Results) -> str:
         parts.append(section(f"Randomization {preset}", verdict, card(table(heads, lines))))
     parts.append(_links())
     metrics = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
-    parts.append(section("Over the run", *_curves(metrics)))
+    parts.append(section("Over the run", *_curves(metrics), note(_TRIED_OUT) if metrics else ""))
     parts.append(
         note(
             "The same episodes before and after; rates with Wilson 95 % intervals, differences with Newcombe's paired "
@@ -154,10 +154,14 @@ def _line(name: str, result: Results) -> str:
     )
 
 
+_TRIED_OUT = (
+    "Divergences, clipping and entropy are of what is tried out: both policies widened. As fade_updates narrows that, "
+    "the same weights lie farther apart."
+)
 _CURVES = (
     ("held_out", "success in held-out scenes, as deployed"),
     ("success", "success while trying out"),
-    ("kl_reference", "divergence of a token from the cloned policy [nats]"),
+    ("kl_reference", "divergence of a token, as tried out, from the cloned policy's [nats]"),
     ("kl_step", "divergence of a token in one update [nats]"),
     ("clip_fraction", "share of tokens that were clipped"),
     ("explained_variance", "share of the returns' variance that the critic knew"),

@@ -156,6 +156,13 @@ def test_only_the_head_learns_unless_everything_does(small: SimpleNamespace) -> 
     assert names == {"action_head"}
     whole = token_policy(small.model(contract), contract, exploration=small.own_tokens, trains="all")
     assert all(p.requires_grad for p in whole.vla.parameters())
+    model = small.model(contract)
+    model.config = replace(model.config, vision="frozen", connector="frozen", language="frozen")
+    adapt(model.backbone, model.config)
+    beside = token_policy(model, contract, exploration=small.own_tokens, trains="all")
+    names = {name.split(".")[0] for name, p in beside.vla.named_parameters() if p.requires_grad}
+    assert {"action_head", "action_queries", "state_projection"} < names  # what is no part of a backbone
+    assert "backbone" not in names
 
 
 class Bandit(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
