@@ -3,9 +3,10 @@
     python -P benchmarks/rl.py                 reach, no randomization, one process
     python -P benchmarks/rl.py lift full 2     a task, a preset, and how many worker processes
 
-The plain loop is SB3's with its defaults, update included: one environment, a decision every step, every image
-rendered, and the whole network run again in each of ten epochs. Ours decides every `execute_steps` steps, renders then,
-and keeps what a frozen trunk has computed. Both act through the same control loop and filter.
+Both loops act through the same control loop and filter, and are timed with their update; ours also without. The plain
+one is SB3's with its defaults: one environment, a decision every step, every image rendered, and the whole network run
+again in each of ten epochs. Ours decides every `execute_steps` steps, renders then, and keeps what a frozen trunk has
+computed.
 """
 
 import sys
@@ -26,8 +27,10 @@ from volar.rl.episodes import Job, Setting
 from volar.rl.exploration import Exploration
 from volar.rl.learner import Learner, UpdateConfig
 from volar.rl.ppo import ppo_update
+from volar.rl.rewards import privileged_size
 from volar.rl.rollouts import InProcessRollouts, ProcessRollouts, RolloutWorker, WorkerSetup
-from volar.rl.token_policy import TokenPolicy
+from volar.rl.token_policy import TokenPolicy, token_policy
+from volar.rl.wire import encode_weights, trained_names
 from volar.robots.policies import default_policy
 from volar.sim.env import TabletopEnv
 from volar.vla.checkpoint_policy import load_parts
@@ -79,6 +82,23 @@ def plain(task: str, preset: str, folder: Path) -> float:
     return PLAIN_STEPS / (time.perf_counter() - started)
 
 
+def ours(setup: WorkerSetup, jobs: list[Job], workers: int) -> tuple[float, float]:
+    """Environment steps a second of the rollouts alone, and of the rollouts with PPO's update on them."""
+    model, contract, _ = load_parts(setup.policy)
+    seen = privileged_size(setup.setting.tasks)
+    learner = Learner(token_policy(model, contract, privileged=seen, exploration=setup.exploration), UpdateConfig())
+    with InProcessRollouts(setup) if workers == 1 else ProcessRollouts(setup, workers) as rollouts:
+        rollouts.run(jobs[:workers])  # imports, compiles, opens the renderer
+        started = time.perf_counter()
+        rollouts.broadcast(encode_weights(learner.policy.vla, trained_names(learner.policy.vla)))
+        trajectories = rollouts.run(jobs)
+        collected_s = time.perf_counter() - started
+        ppo_update(learner, trajectories, np.random.default_rng(0), setup.setting.gamma)
+        whole_s = time.perf_counter() - started
+    steps = sum(int(t.steps.sum()) for t in trajectories)
+    return steps / collected_s, steps / whole_s
+
+
 def timed(owner: Any, name: str, seconds: dict[str, float], key: str) -> None:
     """Counts the time that a method takes."""
     method: Callable[..., Any] = getattr(owner, name)
@@ -124,13 +144,11 @@ def main(task: str = "reach", preset: str = "none", workers: int = 1) -> None:
         setting = Setting((task,), randomization=preset)
         setup = WorkerSetup(folder, EXECUTED, Exploration(0.3, 3.0, 0.8), "head", setting)
         jobs = [Job(task, 2**48 + i, noise_seed=i) for i in range(EPISODES)]
-        with InProcessRollouts(setup) if workers == 1 else ProcessRollouts(setup, workers) as rollouts:
-            rollouts.run(jobs[:workers])  # imports, compiles, opens the renderer
-            started = time.perf_counter()
-            steps = sum(int(t.steps.sum()) for t in rollouts.run(jobs))
-            ours = steps / (time.perf_counter() - started)
-        print(f"{task}, {preset}: {ours:.0f} environment steps/s with {workers} worker(s)")
-        print(f"the same policy in SB3's own PPO loop: {plain(task, preset, folder):.0f} environment steps/s")
+        collecting, learning = ours(setup, jobs, workers)
+        print(f"{task}, {preset}, {workers} worker(s): {learning:.0f} environment steps/s, update included")
+        print(f"the same rollouts without the update: {collecting:.0f} environment steps/s")
+        own = plain(task, preset, folder)
+        print(f"the same policy in SB3's own PPO loop, update included: {own:.0f} environment steps/s")
         worker = RolloutWorker(setup)
         shares(worker, jobs)
         worker.close()
