@@ -1,6 +1,5 @@
 """The decoders through their interface, on tiny and on pretrained families with random weights."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,106 +15,22 @@ from volar.robots.contract import PolicyContract
 from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.interface import Observation
 from volar.vla.action_tokenizers.action_tokenizer import DecodeError
-from volar.vla.action_tokenizers.fast import Fast
-from volar.vla.backbone import Backbone, BackboneConfig, VlmConfig
 from volar.vla.checkpoint_policy import load
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.decoders.autoregressive import Autoregressive
-from volar.vla.decoders.decoder import Prefix
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import TorchPolicy, save_policy
 
-from .tiny_vlms import tiny_model, tiny_tokenizer
+from .tiny_networks import STEPS, actions, network, seen
+from .tiny_vlms import tiny_tokenizer
 
 Look = Callable[[int], Observation]
-STEPS = 2
-BACKBONES = ("tiny", "smolvlm", "paligemma2", "qwen3_vl")
 
 
 @pytest.fixture(scope="module")
 def short(contract: PolicyContract) -> PolicyContract:
     return replace(contract, chunk_length=STEPS, execute_steps=1)
-
-
-def network(
-    contract: PolicyContract,
-    decoder: str,
-    backbone: str = "tiny",
-    dtype: torch.dtype = torch.float32,
-    **changes: Any,
-) -> VolarModel:
-    torch.manual_seed(0)
-    tokenizer = None
-    if changes.get("tokenizer") == "fast":
-        chunks = np.random.default_rng(0).uniform(-1, 1, (60, contract.chunk_length, 7))
-        chunks[::2] = 0.0
-        tokenizer = Fast.train(chunks)
-        changes["action_tokens"] = tokenizer.size
-    if backbone == "tiny":
-        small = BackboneConfig(image_size=32, patch_size=4, vision_layers=1, layers=2, width=32, vision_width=32)
-        config = VolarConfig(backbone=small, head_width=32, decoder=decoder, expert_width=32, **changes)  # type: ignore[arg-type]
-        return VolarModel(config, contract, tokenizer=tokenizer).eval()
-    model = tiny_model(backbone).to(dtype)
-    raw = json.loads(model.config.to_json_string(use_diff=False))
-    vlm = VlmConfig(model.config.model_type, raw, 32, head=(11, 12), image_start=(13,), image_end=(14, 15))
-    side = Backbone(model, vlm).family.side(model.config, 32)
-    config = VolarConfig(
-        backbone=vlm,
-        camera_tokens=(side, side),
-        head_width=32,
-        decoder=decoder,  # type: ignore[arg-type]
-        expert_width=32,
-        **changes,
-    )
-    return VolarModel(config, contract, Backbone(model, vlm), tokenizer).eval()
-
-
-def seen(model: VolarModel, batch: int = 2, times: int = 1) -> Prefix:
-    """A prefix of different rows, each so many times."""
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.rand(batch, 2, 3, 32, 32, generator=generator) * 2 - 1
-    padding = 0 if model.config.backbone.name == "tiny" else -1
-    ids = torch.tensor([[20, 21, 22, padding], [30, 31, 32, 33]])[:batch]
-    state = torch.rand(batch, 10, generator=generator) * 2 - 1
-    return model.prefix(*(part.repeat_interleave(times, 0) for part in (pixels, ids, state)))
-
-
-def actions(batch: int = 2, steps: int = STEPS) -> Tensor:
-    return torch.rand(batch, steps, 7, generator=torch.Generator().manual_seed(2)) * 2 - 1
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_decoding_says_the_probabilities_of_what_it_decodes(backbone: str, short: PolicyContract) -> None:
-    """With a cache, in one pass over all tokens, and one token at a time without a cache: the same numbers."""
-    model = network(short, "autoregressive", backbone)
-    decoder = model.decoder
-    assert isinstance(decoder, Autoregressive)
-    with torch.inference_mode():
-        prefix = seen(model)
-        decoded = decoder.decode(model, prefix)
-        assert decoded.tokens is not None
-        assert decoded.log_probabilities is not None
-        tokens = decoded.tokens
-        assert tokens.shape == (2, STEPS * 7)
-        assert len(tokens.unique()) > 1
-        taught = decoder.log_probabilities(model, prefix, tokens)
-        for i in range(tokens.shape[1]):
-            logits, _ = decoder.token_logits(model, prefix, tokens[:, : i + 1])
-            assert torch.equal(logits[:, -1].argmax(-1) + decoder.first_id, tokens[:, i])
-    torch.testing.assert_close(taught, decoded.log_probabilities, atol=1e-5, rtol=1e-5)
-
-
-def test_parallel_probabilities_are_those_of_its_tokens(short: PolicyContract) -> None:
-    model = network(short, "parallel")
-    with torch.inference_mode():
-        decoded = model.decoder.decode(model, seen(model))
-        assert decoded.tokens is not None
-        assert decoded.log_probabilities is not None
-        again = model.decoder.log_probabilities(model, seen(model), decoded.tokens)
-        torch.testing.assert_close(again, decoded.log_probabilities)
-        back = model.tokenizer.placed(model.vocabulary_size - 256).decode_chunk(decoded.tokens[0].tolist(), (STEPS, 7))
-    np.testing.assert_allclose(back, decoded.actions[0].numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("decoder", ["parallel", "autoregressive", "flow"])
