@@ -68,14 +68,16 @@ def test_sigkill_anywhere_costs_nothing_but_time(
         save_every_steps=2,
     )
     train(replace(config, output=tmp_path / "whole"))
-    step = int(np.random.default_rng(0).integers(3, 6))
-    # Between the two halves of a step.
-    killed(before_calling("training_run.TrainingRun", "_losses", f"self.step == {step} and args[-1] == 1"), config)
     last = config.output / "checkpoints" / "last"
-    assert last.resolve().name == f"{step // 2 * 2:06d}"
+    # Between the two halves of a step: the first, that after a checkpoint, the last but one. Each run goes on from the
+    # kill before; from the first, of which there is no checkpoint, it begins anew.
+    for step, saved in ((0, None), (4, "000004"), (7, "000006")):
+        where = before_calling("training_run.TrainingRun", "_losses", f"self.step == {step} and args[-1] == 1")
+        killed(where, replace(config, resume=True))
+        assert (last.resolve().name if last.exists() else None) == saved
     # Then with a checkpoint complete, but not yet at its place.
-    killed(before_calling("training_checkpoint", "publish", "args[0] == 6"), replace(config, resume=True))
-    assert last.resolve().name == "000004"
+    killed(before_calling("training_checkpoint", "publish", "args[0] == 8"), replace(config, resume=True))
+    assert last.resolve().name == "000006"
     train(replace(config, resume=True))
     assert last.resolve().name == "000009"
     assert_same(tmp_path / "whole", config.output)

@@ -19,6 +19,8 @@ from volar.vla.train import TrainConfig, train
 from volar.vla.training_data import answer_id
 from volar.vla.training_run import TrainingRun
 
+from .tiny_vlms import tiny_folder
+
 Settings = Callable[..., TrainConfig]
 RATE = 1e-3
 
@@ -70,7 +72,8 @@ def test_recomputed_layers_give_the_same_gradients(settings: Settings) -> None:
 def launch(words: list[str], config: TrainConfig, **changes: object) -> None:
     """`volar-train` in two processes on this machine."""
     names = ("dataset", "scenes", "questions", "steps", "batch_size", "warmup_steps", "precision", "threads", "width")
-    given = {name: getattr(config, name) for name in (*names, "layers", "validation", "output", "resume")} | changes
+    names += ("layers", "validation", "output", "resume", "backbone", "vision", "language", "learning_rate")
+    given = {name: getattr(config, name) for name in names} | changes
     settings = [f"{name}={value}".replace("True", "true") for name, value in given.items() if value is not None]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     command = [str(Path(sys.executable).with_name(words[0])), *words[1:], "-m", "volar.vla.train", *settings]
@@ -105,6 +108,25 @@ def test_two_processes_train_as_one(
     load_parts(two / "pretrained_model")
     train(settings(**vars(config) | {"steps": 4, "resume": True}))
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "000004"
+
+
+def test_shares_of_a_pretrained_backbone_train_as_one(settings: Settings, tmp_path: Path) -> None:
+    """Frozen weights are shared out, too; low-rank updates learn the same, and the policy is whole."""
+    model = tiny_folder(tmp_path / "model")
+    parts = {"backbone": str(model), "vision": "frozen", "language": "lora", "learning_rate": 3e-3}
+    config = settings(steps=3, **parts)
+    train(settings(**vars(config) | {"output": tmp_path / "one"}))
+    launch(LAUNCHERS["fsdp"], config, parallel="fsdp")
+    one, two = ((tmp_path / name / "checkpoints" / "last") for name in ("one", "run"))
+    states = [load_file(folder / "training_state" / "state.safetensors") for folder in (one, two)]
+    assert any("lora_A" in name and np.abs(value).max() > 0 for name, value in states[1].items() if "exp_avg." in name)
+    for part in ("exp_avg.", "exp_avg_sq."):
+        assert_close(*({name: v for name, v in state.items() if name.startswith(part)} for state in states))
+    a, b = (load_file(folder / "pretrained_model" / "model.safetensors") for folder in (one, two))
+    frozen = [name for name in a if "vision_model" in name or "base_layer" in name]
+    assert frozen
+    assert all(np.array_equal(a[name], b[name]) for name in frozen)
+    load_parts(two / "pretrained_model")
 
 
 def test_launchers_that_do_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
