@@ -138,7 +138,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         print(f"AOTInductor: {error}", file=sys.stderr)
     floor = in_process("floor", policy, options)
     table = Table(title=f"{policy.name}: one chunk, batch 1, {options.threads} thread(s), {options.repeats} repeats")
-    for column in ("", "p50 [ms]", "p99 [ms]", "eager's p50 /", "/ floor", "resident [MB]"):
+    for column in ("", r"p50 \[ms]", r"p99 \[ms]", "eager's p50 /", "/ floor", r"resident \[MB]"):
         table.add_column(column, justify="right" if column else "left")
     eager = 0.0
     for backend in BACKENDS:
