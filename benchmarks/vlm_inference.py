@@ -2,10 +2,10 @@
 
     python -P benchmarks/vlm_inference.py [--size 256M] [--rounds 5] [--threads 2]
 
-Random weights in the dimensions of SmolVLM2, one image of 512 x 512. `generate`: prefill of the image and the
-instruction, and seven tokens, as eager float32 of `transformers`. Ours: the same backbone as a policy of this package,
-seven numbers token by token or a chunk of 8 x 7 at once, from the checkpoint and the exported artifact. All are asked
-in turn, round by round, one process at a time, so that a busy machine is busy for all.
+Random weights in the dimensions of SmolVLM2, one image (of 512 x 512; 384 x 384 for 2.2B). `generate`: prefill of the
+image and the instruction, and seven tokens, as eager float32 of `transformers`. Ours: the same backbone as a policy of
+this package, seven numbers token by token or a chunk of 8 x 7 at once, from the checkpoint and the exported artifact.
+All are asked in turn, round by round, one process at a time, so that a busy machine is busy for all.
 """
 
 import argparse
@@ -22,9 +22,17 @@ from typing import Any
 
 import numpy as np
 
-SIZES = {  # of the published config.json: hidden size, layers, heads, key-value heads, inner size
-    "256M": {"width": 576, "layers": 30, "heads": 9, "kv": 3, "inner": 1536},
-    "500M": {"width": 960, "layers": 32, "heads": 15, "kv": 5, "inner": 2560},
+# Of the published config.json: the language model's hidden size, layers, heads, key-value heads, inner size; the vision
+# tower's hidden size, layers, heads, inner size; pixels of an image and of a patch; patches to a token, along a side.
+_BASE = {"seen": 768, "deep": 12, "eyes": 12, "seen_inner": 3072, "image": 512, "patch": 16, "scale": 4}
+_LARGE = {"seen": 1152, "deep": 27, "eyes": 16, "seen_inner": 4304, "image": 384, "patch": 14, "scale": 3}
+SIZES = {
+    "256M": {"width": 576, "layers": 30, "heads": 9, "kv": 3, "inner": 1536} | _BASE,
+    "500M": {"width": 960, "layers": 32, "heads": 15, "kv": 5, "inner": 2560} | _BASE,
+    "2.2B": {"width": 2048, "layers": 24, "heads": 32, "kv": 32, "inner": 8192} | _LARGE,
+    # of no published model: the whole path in a minute
+    "tiny": {"width": 192, "layers": 2, "heads": 3, "kv": 1, "inner": 512}
+    | {"seen": 128, "deep": 2, "eyes": 2, "seen_inner": 512, "image": 128, "patch": 16, "scale": 2},
 }
 TOKENS = 7  # of an action
 PROMPT = 16  # words around the image
@@ -36,7 +44,14 @@ def smolvlm(size: str) -> Any:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
     s = SIZES[size]
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    vision = {
+        "hidden_size": s["seen"],
+        "intermediate_size": s["seen_inner"],
+        "num_hidden_layers": s["deep"],
+        "num_attention_heads": s["eyes"],
+        "image_size": s["image"],
+        "patch_size": s["patch"],
+    }
     text = {
         "model_type": "llama",
         "hidden_size": s["width"],
@@ -50,9 +65,9 @@ def smolvlm(size: str) -> Any:
     }
     torch.manual_seed(0)
     config = SmolVLMConfig(
-        vision_config=vision | {"image_size": 512, "patch_size": 16},
+        vision_config=vision,
         text_config=text,
-        scale_factor=4,
+        scale_factor=s["scale"],
         image_token_id=49190,
         tie_word_embeddings=True,
     )
@@ -65,9 +80,11 @@ def generate(size: str, threads: int) -> Callable[[], object]:
 
     torch.set_num_threads(threads)
     model = smolvlm(size)
-    ids = torch.randint(10, 1000, (1, 64 + PROMPT), generator=torch.Generator().manual_seed(0))
-    ids[:, :64] = model.config.image_token_id
-    pixels = torch.randn(1, 1, 3, 512, 512)
+    s = SIZES[size]
+    seen = (s["image"] // s["patch"] // s["scale"]) ** 2  # tokens of the image
+    ids = torch.randint(10, 1000, (1, seen + PROMPT), generator=torch.Generator().manual_seed(0))
+    ids[:, :seen] = model.config.image_token_id
+    pixels = torch.randn(1, 1, 3, s["image"], s["image"])
     asked: dict[str, Any] = {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
     tokens = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
 
@@ -92,8 +109,8 @@ def write_backbone(size: str, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
 
 
-def write_policy(backbone: Path, decoder: str, chunk: int, folder: Path) -> None:
-    """A policy directory around that backbone: the shipped policy's contract, with one camera of 512 x 512."""
+def write_policy(backbone: Path, image: int, decoder: str, chunk: int, folder: Path) -> None:
+    """A policy directory around that backbone: the shipped policy's contract, with one camera of image x image."""
     from volar.robots.contract import CameraSpec, PolicyContract
     from volar.robots.policies import default_policy
     from volar.vla.network import make_network
@@ -101,7 +118,7 @@ def write_policy(backbone: Path, decoder: str, chunk: int, folder: Path) -> None
     from volar.vla.train import TrainConfig
 
     contract = PolicyContract.load(default_policy() / "contract.json")
-    cameras = (CameraSpec("front", 512, 512),)
+    cameras = (CameraSpec("front", image, image),)
     contract = replace(contract, cameras=cameras, chunk_length=chunk, execute_steps=min(2, chunk))
     config = TrainConfig(dataset=Path(), output=Path("out"), steps=1, backbone=str(backbone), decoder=decoder)  # type: ignore[arg-type]
     network = make_network(config, contract, [])
@@ -126,7 +143,7 @@ def ours(folder: Path, way: str, threads: int) -> Callable[[], object]:
         policy = load(folder)
     rng, contract = np.random.default_rng(0), policy.contract
     seen = Observation(
-        {"front": rng.integers(0, 256, (512, 512, 3), np.uint8)},
+        {c.name: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in contract.cameras},
         np.zeros(len(contract.state_names), np.float32),
         "lift the red block",
         0,
@@ -171,7 +188,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     found = {"transformers, eager fp32: generate, 7 tokens": ["generate"]}
     for decoder, chunk, what in (("autoregressive", 1, "7 tokens, one by one"), ("parallel", 8, "8 x 7 at once")):
         policy = folder / decoder
-        write_policy(folder / "backbone", decoder, chunk, policy)
+        write_policy(folder / "backbone", SIZES[options.size]["image"], decoder, chunk, policy)
         found[f"volar, eager fp32: {what}"] = ["eager", str(policy)]
         for precision in ("fp32", "int8"):
             artifact = folder / f"{decoder}-{precision}"
@@ -195,7 +212,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             times[name].append(asked(words, options))
     base = float(np.median(next(iter(times.values()))))
     table = Table(title=f"SmolVLM2-{options.size} dimensions, random weights, {options.threads} threads")
-    for column in ("", "median [ms]", "fastest", "slowest", "of generate"):
+    for column in ("", r"median \[ms]", "fastest", "slowest", "of generate"):
         table.add_column(column, justify="right" if column else "left")
     for name, found in times.items():
         median = float(np.median(found))
