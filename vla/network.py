@@ -11,6 +11,7 @@ from volar.datasets.mixture import Source
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import UsageError, VolarError
 from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
+from volar.vla.action_tokenizers.fast import Fast
 from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
 from volar.vla.adapters import PARTS, adapt, merge
 from volar.vla.backbone import BackboneConfig, VlmConfig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
 
 # Settings that `init` brings along where they are left away.
-CHOSEN = ("decoder", "state_as", "points", "finds_hand", "lora_rank", "expert_width", *PARTS)
+CHOSEN = ("decoder", "state_as", "points", "finds_hand", "lora_rank", "expert_width", "flow_steps", *PARTS)
 _DECODERS_OWN = ("action_queries", "action_head.", "decoder.", "state_projection.")  # weights
 
 
@@ -150,8 +151,13 @@ def _from_policy(
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
         chosen = chosen | {"tokenizer": config.tokenizer, "action_tokens": actions.size}
+    elif isinstance(actions, Fast):
+        try:
+            actions.require_steps(contract.chunk_length)
+        except ValueError as error:
+            raise VolarError(f"{config.init}: {error}; lower chunk_length, or train without init=") from error
     wanted = replace(before.config, **chosen)
-    for name, decoder in (("expert_width", "flow"), ("points", "parallel")):
+    for name, decoder in (("expert_width", "flow"), ("flow_steps", "flow"), ("points", "parallel")):
         if getattr(config, name) is not None and wanted.decoder != decoder:
             raise UsageError(f"{name} is for decoder={decoder}; {config.init} has decoder={wanted.decoder}")
     if wanted.finds_hand or (wanted.points == "hand" and wanted.decoder == "parallel"):

@@ -9,6 +9,7 @@ is that of a step over all of them. Too little memory: accumulate=2 takes the sa
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -82,6 +83,9 @@ class TrainConfig:
     )
     expert_width: int | None = field(
         default=None, metadata={"help": "hidden size of the action expert of decoder=flow; 256, or that of init"}
+    )
+    flow_steps: int | None = field(
+        default=None, metadata={"help": "Euler steps in which decoder=flow makes a chunk; 10, or those of init"}
     )
     state_as: Literal["projected", "tokens"] | None = field(
         default=None, metadata={"help": "proprioception: one embedding, or a token a number; projected, or as in init"}
@@ -157,16 +161,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give steps=N or minutes=M, one of the two")
-        positive = ("steps", "minutes", "width", "layers", "chunk_length", "execute_steps", "batch_size", "image_size")
-        for name in (*positive, "learning_rate", "warmup_steps", "lora_rank", "expert_width"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} must be above 0, is {value}")
-        counts = ("keep", "save_every_steps", "accumulate", "validate_every_steps", "evaluate_every_steps")
-        for name in (*counts, "evaluate_episodes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, is {value}")
+        sizes = ("steps", "minutes", "width", "layers", "chunk_length", "execute_steps", "batch_size", "image_size")
+        rates = ("learning_rate", "warmup_steps", "lora_rank", "expert_width", "flow_steps", "accumulate", "keep")
+        times = ("save_every_s", "save_every_steps", "validate_every_steps", "evaluate_every_steps")
+        positive = (*sizes, *rates, *times, "evaluate_episodes")
+        for name in (*positive, "weight_decay", "threads", "seed"):
+            value, may_be_0 = getattr(self, name), name not in positive
+            if value is not None and not (0 < value < math.inf or (may_be_0 and value == 0)):
+                raise UsageError(f"{name} must be {'0 or more' if may_be_0 else 'above 0'}, is {value}")
         for name in ("scenes", "questions"):
             fraction = getattr(self, f"{name}_fraction")
             if not 0 < fraction < 1:
@@ -186,8 +188,9 @@ class TrainConfig:
             and "lora" not in (self.vision, self.connector, self.language)
         ):
             raise UsageError("lora_rank is for vision=lora, connector=lora or language=lora")
-        if self.expert_width is not None and self.init is None and self.decoder != "flow":
-            raise UsageError("expert_width is for decoder=flow")
+        for name in ("expert_width", "flow_steps"):
+            if getattr(self, name) is not None and self.decoder != "flow" and (self.init is None or self.decoder):
+                raise UsageError(f"{name} is for decoder=flow")
         if self.points is not None and self.decoder not in (None, "parallel"):
             raise UsageError(f"points={self.points} is for decoder=parallel, not {self.decoder}")
         if self.finds_hand or self.points == "hand":

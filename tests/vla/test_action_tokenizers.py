@@ -156,12 +156,14 @@ def test_training_data_decides_the_merges_only() -> None:
     assert np.abs(fast.decode_chunk(fast.encode_chunk(wild), SHAPE) - wild).max() <= WORST["fast"]
 
 
-def test_coefficients_beyond_the_alphabet_are_clipped_to_its_end() -> None:
+def test_chunks_that_are_longer_than_the_alphabet_reaches_are_refused() -> None:
     fast = TRAINED["fast"]
     assert isinstance(fast, Fast)
-    longer = np.ones((32, 7))  # its first coefficients are sqrt(32), the alphabet ends at sqrt(8)
-    back = fast.decode_chunk(fast.encode_chunk(longer), (32, 7))
-    np.testing.assert_allclose(back, fast.largest / SCALE / np.sqrt(32))
+    for steps in (1, 7, 8):  # full speed all the time gives the largest coefficient there is
+        whole = np.ones((steps, 7))
+        assert np.abs(fast.decode_chunk(fast.encode_chunk(whole), whole.shape) - whole).max() <= WORST["fast"]
+    with pytest.raises(ValueError, match=r"9 steps need integers up to 30 .*up to 29: at most 8 steps"):
+        fast.encode_chunk(np.zeros((9, 7)))
 
 
 def test_smooth_motion_needs_few_tokens() -> None:

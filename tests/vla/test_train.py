@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -296,6 +297,10 @@ def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, t
 def test_settings_that_make_no_sense(settings: Settings) -> None:
     wrong: list[dict[str, object]] = [{"minutes": 1.0}, {"steps": None}, {"steps": 0}, {"keep": 0}]
     wrong += [{"points": "hand", "decoder": "flow"}]
+    wrong += [{name: -1} for name in ("weight_decay", "threads", "seed", "save_every_s", "flow_steps")]
+    numbers = ("weight_decay", "learning_rate", "save_every_s", "ema_decay", "validation", "scenes_fraction")
+    wrong += [{name: value} for name in numbers for value in (math.nan, math.inf)]
+    wrong += [{"steps": None, "minutes": value} for value in (math.nan, math.inf)]
     wrong += [{"scenes_fraction": 0.0}, {"execute_steps": 9, "chunk_length": 8}, {"resume": True, "overwrite": True}]
     for changes in (*wrong, {"output": settings().dataset.parent}):
         with pytest.raises(UsageError):

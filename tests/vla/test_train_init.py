@@ -78,8 +78,30 @@ def test_action_tokens_of_init_are_gone_on_with(settings: Settings, tmp_path: Pa
     training = TrainingRun.start(settings(init=fast.output, output=tmp_path / "second"))
     assert training.bare.config.tokenizer == "fast"
     assert training.bare.tokenizer == load_parts(fast.output / LAST)[0].tokenizer
+    with pytest.raises(VolarError, match=r"12 steps need integers up to 35 .*at most 8 steps; lower chunk_length"):
+        TrainingRun.start(settings(init=fast.output, output=tmp_path / "third", chunk_length=12))
     with pytest.raises(UsageError, match="cannot decode sequences of varying length"):
         TrainingRun.start(settings(init=fast.output, output=tmp_path / "third", parallel="fsdp", validation=0.2))
+
+
+def test_flow_steps_are_a_setting_and_may_be_changed_afterwards(settings: Settings, tmp_path: Path) -> None:
+    flow = settings(**SMALL, decoder="flow", flow_steps=3)
+    train(flow)
+    path = flow.output / LAST / "config.json"
+    assert load_parts(path.parent)[0].decoder.steps == 3
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"flow_steps": 5}))
+    assert load_parts(path.parent)[0].decoder.steps == 5
+    steps = [
+        TrainingRun.start(settings(init=flow.output, output=tmp_path / "second", **of))
+        for of in ({}, {"flow_steps": 7})
+    ]
+    assert [training.bare.decoder.steps for training in steps] == [5, 7]
+    train(settings(**SMALL, output=tmp_path / "parallel"))
+    with pytest.raises(UsageError, match=r"flow_steps is for decoder=flow; .* has decoder=parallel"):
+        TrainingRun.start(settings(init=tmp_path / "parallel", output=tmp_path / "second", flow_steps=7))
+    for of in ({}, {"decoder": "parallel"}, {"init": flow.output, "decoder": "parallel"}):
+        with pytest.raises(UsageError, match="flow_steps is for decoder=flow"):
+            settings(flow_steps=7, **of)
 
 
 def test_modules_are_named_whole() -> None:

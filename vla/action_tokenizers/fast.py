@@ -9,7 +9,7 @@
 an action comes back within sqrt(H) / (2 scale), in normalized units: 0.14 for H = 8, and less nearly always.
 
 The alphabet holds every integer that a chunk of the trained length in [-1, 1] can give, |q| <= scale sqrt(H), whether
-training data had it or not. A longer chunk can exceed it; its coefficients are clipped to the alphabet's ends.
+training data had it or not. A longer chunk can exceed it and is refused.
 """
 
 import math
@@ -60,7 +60,7 @@ class Fast:
         from tokenizers.trainers import BpeTrainer
 
         x = checked_chunk(chunks, dimensions=3)
-        largest = math.ceil(scale * math.sqrt(x.shape[1]))
+        largest = largest_integer(scale, x.shape[1])
         if 2 * largest + 1 > vocabulary:
             raise ValueError(
                 f"{x.shape[1]} steps need {2 * largest + 1} integers, more than a vocabulary of {vocabulary}"
@@ -77,11 +77,20 @@ class Fast:
         tokenizer.train_from_iterator((_text(_quantized(chunk, scale, largest)) for chunk in x), trainer)
         return cls(scale, largest, tokenizer.to_str())
 
+    def require_steps(self, steps: int) -> None:
+        """Raises `ValueError` for chunks of more `steps` than the alphabet has integers for."""
+        if (needed := largest_integer(self.scale, steps)) > self.largest:
+            longest = max(h for h in range(1, steps) if largest_integer(self.scale, h) <= self.largest)
+            have = f"chunks of {steps} steps need integers up to {needed} (scale {self.scale:g} x sqrt({steps}))"
+            raise ValueError(f"{have}, this FAST tokenizer has them up to {self.largest}: at most {longest} steps")
+
     def placed(self, first_id: int) -> Self:
         return replace(self, first_id=first_id)
 
     def encode_chunk(self, chunk: NDArray[np.floating]) -> list[int]:
-        text = _text(_quantized(checked_chunk(chunk), self.scale, self.largest))
+        x = checked_chunk(chunk)
+        self.require_steps(len(x))
+        text = _text(_quantized(x, self.scale, self.largest))
         return [self.first_id + i for i in self._tokenizer.encode(text).ids]
 
     def decode_chunk(self, ids: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float64]:
@@ -122,6 +131,11 @@ class Fast:
 def train_fast(chunks: NDArray[np.floating], vocabulary: int = VOCABULARY) -> Fast:
     """FAST for normalized chunks (N, H, A). Tens of thousands are enough; every one takes about 0.1 ms."""
     return Fast.train(chunks, vocabulary)
+
+
+def largest_integer(scale: float, steps: int) -> int:
+    """What a coefficient of a chunk (steps, A) in [-1, 1] may become."""
+    return math.ceil(scale * math.sqrt(steps))
 
 
 @cache
