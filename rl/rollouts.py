@@ -6,6 +6,7 @@ an episode in which it dies twice comes back as not valid.
 """
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class Rollouts(Protocol):
 
 
 class RolloutWorker:
-    """What runs in a worker, whoever started it: bytes in, bytes out. `threads`: of its process; None leaves them."""
+    """What runs in a worker, whoever started it: bytes in, bytes out. `threads`: with which its process computes (it
+    renders without further ones); None leaves them."""
 
     def __init__(self, setup: WorkerSetup, threads: int | None = 1) -> None:
         from dataclasses import replace
@@ -70,6 +72,7 @@ class RolloutWorker:
 
         if threads is not None:
             torch.set_num_threads(threads)
+            os.environ["LP_NUM_THREADS"] = "0"  # Mesa renders in the calling thread; others would wait for its core
         model, contract, tokenizer = load_parts(setup.policy)
         contract = replace(contract, execute_steps=setup.execute_steps)
         self.policy = token_policy(
@@ -199,11 +202,9 @@ class _Process:
 
 def _serve(pipe: Connection, setup: WorkerSetup) -> None:
     """The worker's life: until it is told to stop, or the one who tells is gone."""
-    import os
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides when to stop
-    os.environ["LP_NUM_THREADS"] = "0"  # Mesa renders in the calling thread; others would wait for the same core
     worker: RolloutWorker | None = None
     try:
         while (message := pipe.recv_bytes())[:1] != _STOP:
