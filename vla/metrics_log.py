@@ -27,9 +27,12 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path, self._counter, self._wandb = output / FILE, counter, wandb
+        self.last = 0  # the count that was logged last
         with disk_errors(self._path):
             if self._path.is_file():
-                write_durably(self._path, _rows_until(self._path.read_text(), counter, done).encode())
+                rows = _rows_until(self._path.read_text(), counter, done)
+                self.last = max((int(json.loads(row)[counter]) for row in rows), default=0)
+                write_durably(self._path, "".join(rows).encode())
             self._file = self._path.open("a")
             self._board: Any = SummaryWriter(str(output / BOARD), purge_step=done + 1)
 
@@ -78,7 +81,7 @@ def start_wandb(config: "TrainConfig") -> Any:
     )
 
 
-def _rows_until(text: str, counter: str, done: int) -> str:
+def _rows_until(text: str, counter: str, done: int) -> list[str]:
     """The whole rows up to a count: a killed run may have left half a row, and rows that are done again."""
     kept = []
     for line in text.splitlines():
@@ -87,4 +90,4 @@ def _rows_until(text: str, counter: str, done: int) -> str:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    return "".join(kept)
+    return kept

@@ -33,7 +33,8 @@ def run_to_the_end(config: "TrainConfig", training: TrainingRun) -> None:
         log = MetricsLog(config.output, training.step, wandb=start_wandb(config) if config.wandb else None)
     try:
         with stop_requests() as stopping:
-            for metrics in training_steps(config, training, stopping):
+            (logged,) = training.processes.agree(log.last if log is not None else 0)
+            for metrics in training_steps(config, training, stopping, logged):
                 if log is not None:
                     log.write(metrics)
             training.save()
@@ -48,11 +49,34 @@ def run_to_the_end(config: "TrainConfig", training: TrainingRun) -> None:
             log.close()
 
 
-def training_steps(config: "TrainConfig", training: TrainingRun, stopping: threading.Event) -> Iterator[dict[str, Any]]:
-    """Runs the steps that are left; yields metrics now and then, and saves checkpoints by the clock or count."""
+def training_steps(
+    config: "TrainConfig", training: TrainingRun, stopping: threading.Event, logged: float = 0
+) -> Iterator[dict[str, Any]]:
+    """Runs the steps that are left; yields metrics now and then, and saves checkpoints by the clock or count.
+
+    `logged`: the step whose metrics are the last there are. A run that was killed between a checkpoint and what was to
+    be measured of it begins with that.
+    """
     validation, success = Validation.of(training), ClosedLoopSuccess.of(config, training)
     stretch = Stretch(training)
     saved_s = training.elapsed_s
+
+    def measured() -> dict[str, Any]:
+        """What is due at this step."""
+        row: dict[str, Any] = {}
+        over = training.done(config) >= 1.0
+        with stretch.paused():
+            if validation is not None and (over or training.step % config.validate_every_steps == 0):
+                row |= validation.measure()
+            if success is not None and (over or training.step % success.every_steps == 0):
+                row |= success.measure()
+        return row
+
+    def told(row: dict[str, Any]) -> dict[str, Any]:
+        return {"step": training.step, "elapsed_s": round(training.elapsed_s, 2)} | row
+
+    if training.step > logged and (row := measured()):
+        yield told(row)
     with progress_bar(training) as bar:
         task = bar.add_task(config.stage, total=1.0, note="")
         while training.done(config) < 1.0 and not stopping.is_set():
@@ -70,13 +94,9 @@ def training_steps(config: "TrainConfig", training: TrainingRun, stopping: threa
                 row = stretch.metrics(losses)
                 note = f"step {training.step}  loss {row['total']:.3f}  {row['samples_per_s']:.0f} samples/s"
                 bar.update(task, completed=training.done(config), note=note)
-            with stretch.paused():
-                if validation is not None and (over or training.step % config.validate_every_steps == 0):
-                    row |= validation.measure()
-                if success is not None and (over or training.step % success.every_steps == 0):
-                    row |= success.measure()
+            row |= measured()
             if row:
-                yield {"step": training.step, "elapsed_s": round(training.elapsed_s, 2)} | row
+                yield told(row)
 
 
 class Stretch:

@@ -1,5 +1,6 @@
 """A run that is killed, wherever, or whose disk is full, ends with the bits of one that was not."""
 
+import json
 import resource
 import signal
 import subprocess
@@ -31,7 +32,9 @@ def killed(where: str, config: TrainConfig) -> None:
     """Trains in another process until a line of code there, which sends SIGKILL; the rest are its settings."""
     names = ("dataset", "scenes", "questions", "output", "steps", "batch_size", "warmup_steps", "precision", "threads")
     names += ("width", "layers", "accumulate", "validation", "save_every_steps", "resume", "seed")
-    words = [f"{name}={getattr(config, name)}".replace("True", "true").replace("False", "false") for name in names]
+    given = {name: getattr(config, name) for name in (*names, "validate_every_steps")}
+    words = [f"{name}={value}".replace("True", "true").replace("False", "false") for name, value in given.items()]
+    words = [word for word in words if not word.endswith("=None")]
     code = f"import os, signal, sys\nfrom volar.vla import train, training_checkpoint, training_run\n{where}\n"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}raise SystemExit(train.main())", *words],
@@ -81,6 +84,25 @@ def test_sigkill_anywhere_costs_nothing_but_time(
     train(replace(config, resume=True))
     assert last.resolve().name == "000009"
     assert_same(tmp_path / "whole", config.output)
+
+
+def test_what_was_to_be_measured_of_a_checkpoint_is_measured_after_all(settings: Settings, tmp_path: Path) -> None:
+    """Killed between the two, in the middle of a run and at its end."""
+    config = settings(validation=0.2, validate_every_steps=2, save_every_steps=2, steps=5, width=16, layers=1)
+    train(replace(config, output=tmp_path / "whole"))
+    where = "from volar.vla import validation\n"
+    where += before_calling("validation.Validation", "measure", "self._training.step == 2")
+    killed(where, config)
+    killed(where.replace("== 2", "== 5"), replace(config, save_every_steps=5, resume=True))
+    assert (config.output / "checkpoints" / "last").resolve().name == "000005"
+    train(replace(config, resume=True))
+    train(replace(config, resume=True))  # there is nothing more to do
+    found = [(config.output / "metrics.jsonl").read_text(), (tmp_path / "whole" / "metrics.jsonl").read_text()]
+    mine, whole = ([json.loads(line) for line in text.splitlines()] for text in found)
+    assert [row["step"] for row in mine] == [row["step"] for row in whole] == [2, 4, 5]
+    for one, other in zip(mine, whole, strict=True):
+        for name in ("token_accuracy", "l1_m", "l1_rad", "l1_gripper"):
+            assert one[f"validation/{name}"] == other[f"validation/{name}"]
 
 
 @pytest.fixture
