@@ -127,13 +127,18 @@ def test_an_episode_that_kills_every_worker_is_given_up(setup: WorkerSetup) -> N
         assert rollouts.deaths == 2
 
 
-def test_ray_finds_what_processes_find(setup: WorkerSetup, weights: bytes, wanted: list[bytes]) -> None:
+def test_ray_finds_what_processes_find_also_when_its_actor_is_killed(setup: WorkerSetup, weights: bytes, wanted: list[bytes]) -> None:
     with RayRollouts(setup, 1) as rollouts:
         rollouts.broadcast(weights)
-        assert same(rollouts.run(JOBS), wanted)
-        rollouts._ray.kill(rollouts.pool[0])
-        assert same(rollouts.run(JOBS[:1]), wanted[:1])
+        killers = iter([threading.Timer(0.1, rollouts._ray.kill, rollouts.pool[:1])])
+
+        def kill_once() -> None:  # called when the first episode is over: the actor dies in the middle of the second
+            for killer in killers:
+                killer.start()
+
+        assert same(rollouts.run(JOBS, kill_once), wanted)
         assert rollouts.deaths == 1
+        assert same(rollouts.run(JOBS[:1]), wanted[:1])
 
 
 def test_ray_says_what_does_not_fit(setup: WorkerSetup, tmp_path: Path) -> None:
