@@ -127,7 +127,9 @@ def test_an_episode_that_kills_every_worker_is_given_up(setup: WorkerSetup) -> N
         assert rollouts.deaths == 2
 
 
-def test_ray_finds_what_processes_find_also_when_its_actor_is_killed(setup: WorkerSetup, weights: bytes, wanted: list[bytes]) -> None:
+def test_ray_finds_what_processes_find_also_when_its_actor_is_killed(
+    setup: WorkerSetup, weights: bytes, wanted: list[bytes]
+) -> None:
     with RayRollouts(setup, 1) as rollouts:
         rollouts.broadcast(weights)
         killers = iter([threading.Timer(0.1, rollouts._ray.kill, rollouts.pool[:1])])
