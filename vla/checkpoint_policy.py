@@ -9,6 +9,7 @@ from volar.vla.backbone import VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
+from volar.vla.network_facts import require_facts
 from volar.vla.processor_volar import TorchPolicy
 
 
@@ -19,6 +20,7 @@ def load_parts(directory: Path) -> tuple[VolarModel, PolicyContract, Instruction
 
     config = VolarConfig.load(directory / "config.json")
     contract = PolicyContract.load(directory / "contract.json")
+    require_facts(contract, config)
     tokenizer = InstructionTokenizer.load(directory / "tokenizer.json", config.text_length)
     actions = load_tokenizer(directory) if config.tokenizer != "bins" else None
     model = VolarModel(config, contract, tokenizer=actions)

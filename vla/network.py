@@ -20,6 +20,7 @@ from volar.vla.families import FAMILIES
 from volar.vla.heads import HAND
 from volar.vla.instruction_tokenizer import WORDS, InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
+from volar.vla.network_facts import policy_contract
 
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
@@ -60,16 +61,8 @@ def make_network(
     chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand and labels_hand} | chosen
     if config.backbone in (None, "tiny"):
         model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
-        return Network(model, contract, InstructionTokenizer.load())
+        return Network(model, policy_contract(contract, model.config), InstructionTokenizer.load())
     return _from_pretrained(config, contract, chosen, actions)
-
-
-def with_prompt(contract: PolicyContract, backbone: BackboneConfig | VlmConfig) -> PolicyContract:
-    """The contract with instructions put as the backbone was instructed: part of what a policy assumes."""
-    if isinstance(backbone, BackboneConfig):
-        return contract
-    template = backbone.template.replace("{instruction}", contract.instruction_template)
-    return replace(contract, instruction_template=template)
 
 
 def _tiny(config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any]) -> VolarConfig:
@@ -113,7 +106,7 @@ def _from_pretrained(
         **chosen,
     )
     model = VolarModel(architecture, contract, found.backbone, actions)
-    return Network(model, with_prompt(contract, found.config), found.tokenizer)
+    return Network(model, policy_contract(contract, architecture), found.tokenizer)
 
 
 def _from_policy(
@@ -190,7 +183,7 @@ def _from_policy(
     if actions is not before.tokenizer:
         parts.append(f"the embeddings of its {actions.size} action tokens")
     anew = f"of init={config.init}, {', '.join(parts)} begin anew: {_changes(before.config, theirs, wanted, contract)}"
-    return Network(model, with_prompt(contract, backbone), words, anew if parts else "")
+    return Network(model, policy_contract(contract, wanted), words, anew if parts else "")
 
 
 def whole_parts(some: Collection[str], names: Collection[str]) -> list[str]:

@@ -17,7 +17,8 @@ from volar.robots.errors import VolarError
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import Counts, Losses, imitation_loss
 from volar.vla.modeling_volar import Imitated, Outputs, VolarModel, pixels_from_images
-from volar.vla.network import make_network, with_prompt
+from volar.vla.network import make_network
+from volar.vla.network_facts import IMAGE, policy_contract
 from volar.vla.processes import Processes, choose_precision
 from volar.vla.sharding import whole
 from volar.vla.training_checkpoint import write_checkpoint
@@ -90,14 +91,17 @@ class TrainingRun:
         from volar.vla.checkpoint_policy import load_parts
 
         model, before, tokenizer = load_parts(last / "pretrained_model")  # the averaged weights
-        contract = with_prompt(contract, model.config.backbone)
+        now = policy_contract(contract, model.config)
+        # A run of before does not say what the network makes of images.
+        facts = now.preprocessing if IMAGE in before.preprocessing else contract.preprocessing
+        contract = replace(now, preprocessing=facts)
         progress = load_progress(last / "training_state")
         training = TrainingRun(config, processes, model, contract, tokenizer, data, progress["precision"])
-        was, now = progress.get("data"), dict[str, Any](training.data_facts)
+        was, has = progress.get("data"), dict[str, Any](training.data_facts)
         if was is None:  # a run of before: frames alone
-            was, now = {"frames": progress["frames"]}, {"frames": [part.frames for part in training.parts]}
+            was, has = {"frames": progress["frames"]}, {"frames": [part.frames for part in training.parts]}
         changed = [
-            f"{name}: {was.get(name)}, now {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)
+            f"{name}: {was.get(name)}, now {has.get(name)}" for name in {**was, **has} if was.get(name) != has.get(name)
         ]
         if before != contract or changed:
             said = "; ".join(changed) or "its contract"
