@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from volar.robots.errors import VolarError
+from volar.vla.batch_accuracy import batch_accuracy
 from volar.vla.closed_loop_success import ClosedLoopSuccess
 from volar.vla.metrics_log import MetricsLog, start_wandb
 from volar.vla.training_run import TrainingRun
@@ -135,7 +136,7 @@ class Stretch:
         samples = (training.step - self._first_step) * training.config.batch_size
         rate = samples / (training.elapsed_s - self._first_s)
         told = {"samples_per_s": round(rate, 1), "gradient_norm": round(training.gradient_norm, 4)}
-        return told | {k: round(v, 5) for k, v in zip(mine, summed, strict=True)}
+        return told | {k: round(v, 5) for k, v in zip(mine, summed, strict=True)} | batch_accuracy(training)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from volar.datasets.action_chunks import Batch
 from volar.robots.contract import ContractError, PolicyContract
 from volar.robots.errors import VolarError
+from volar.vla.batch_accuracy import Said
 from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.losses import Counts, Losses, imitation_loss
 from volar.vla.modeling_volar import Imitated, Outputs, VolarModel, pixels_from_images
@@ -48,6 +49,7 @@ class TrainingRun:
         self.data, self.parts = data, make_parts(config, data, contract, tokenizer, processes.count)
         self.accelerator = processes.accelerator(precision)
         self.step, self.elapsed_s, self.gradient_norm = 0, 0.0, 0.0
+        self.said: list[Said] = []  # in the last step, where the decoder says it while it learns
         if config.gradient_checkpointing:
             compute_twice(bare)
         if processes.device.type == "cpu" and precision == "bf16":
@@ -146,7 +148,7 @@ class TrainingRun:
         here = sum(Counts.of(s["mask"], s["points"], s["answers"]).to_vector() for s in samples)
         assert isinstance(here, Tensor)
         counts = Counts.from_vector(self.processes.sum(here).to(self.processes.device))
-        found = []
+        self.said, found = [], []
         for i, sample in enumerate(samples):
             last = i == pieces - 1
             with nullcontext() if last else self.processes.apart(self.model):
@@ -171,6 +173,8 @@ class TrainingRun:
         with self.accelerator.autocast():
             outputs = self.look(sample, self.model, seed)
         labels = (sample["actions"], sample["mask"], sample["points"])
+        if isinstance(outputs, Outputs):
+            self.said.append(Said(outputs.action_logits.detach(), sample["actions"], sample["mask"]))
         return imitation_loss(
             outputs, *labels, self.point_std, sample["answers"] if self.data.answers else None, counts
         )

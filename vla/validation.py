@@ -86,7 +86,8 @@ class Validation:
             decoded, is_chunk = held.decode(batch)  # (B, H, A), physical; (B,)
             mask = batch.action_mask & is_chunk[:, None]  # (B, H)
             _add(sums, "no_chunk", ~is_chunk)
-            bins = [UniformBins(BINS).encode(normalizer.normalize(a)) for a in (decoded, batch.actions)]
+            # The id of exactly 1 is decoded as its neighbour, the last of the 255 bins.
+            bins = [np.maximum(UniformBins(BINS).encode(normalizer.normalize(a)), 1) for a in (decoded, batch.actions)]
             _add(sums, "token_accuracy", (bins[0] == bins[1])[mask])
             for group, columns in groups_of(contract.action).items():
                 _add(sums, f"l1_{group}", np.abs(decoded - batch.actions)[mask][:, columns])

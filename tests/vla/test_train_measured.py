@@ -12,20 +12,24 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from volar.datasets.action_chunks import Batch
 from volar.datasets.frame_cache import FrameCache
 from volar.datasets.held_out import split_episodes
 from volar.datasets.lerobot_format import load_contract
 from volar.datasets.lerobot_layout import DatasetError
 from volar.datasets.mixture import Source
 from volar.datasets.mixture_contract import MixtureRules
+from volar.datasets.normalizer import Normalizer
 from volar.datasets.statistics import field_statistics
 from volar.robots.errors import UsageError, VolarError
 from volar.robots.interface import Observation
+from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
+from volar.vla.batch_accuracy import Said, batch_accuracy
 from volar.vla.checkpoint_policy import load
 from volar.vla.losses import answer_loss
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_run import TrainingRun
-from volar.vla.validation import HeldOut, groups_of
+from volar.vla.validation import HeldOut, Validation, groups_of
 
 Settings = Callable[..., TrainConfig]
 
@@ -129,6 +133,47 @@ def test_answers_are_learned_beside_actions(settings: Settings, questions: Path)
     assert "validation/token_accuracy" not in measured
     with pytest.raises(DatasetError, match="kind=questions makes them"):
         train(settings(questions=config.dataset, output=config.output.parent / "other"))
+
+
+def test_the_nearest_tokens_are_all_right(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of actions at or beyond the bounds of normalization."""
+    training = TrainingRun.start(settings(validation=0.25))
+    normalizer, bins = Normalizer.of_contract(training.contract, "action"), UniformBins(BINS)
+
+    def nearest(self: HeldOut, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        tokens = bins.encode(normalizer.normalize(batch.actions))
+        return normalizer.unnormalize(bins.decode(tokens)), np.ones(len(tokens), dtype=bool)
+
+    assert FrameCache.open(settings().dataset).action.max(0)[0] > training.contract.statistics["action"].q99[0]
+    monkeypatch.setattr(HeldOut, "decode", nearest)
+    found = Validation(training).measure()
+    assert found["validation/token_accuracy"] == 1.0
+
+
+def test_what_a_step_says_is_told_beside_its_loss(settings: Settings, tmp_path: Path) -> None:
+    """As decoding what the network says would give it, in pieces as in one; and perfect where it is."""
+    training, pieces = (TrainingRun.start(settings(accumulate=n)) for n in (1, 4))
+    sample = training.batch(0)
+    for run in (training, pieces):
+        run.train_step(0.0)
+    found = batch_accuracy(training)
+    assert batch_accuracy(pieces) == pytest.approx(found, abs=1e-4)
+    (said,) = training.said
+    decoded = UniformBins(BINS).decode(BINS - 1 - said.logits.argmax(-1).numpy())
+    actions, mask = sample["actions"].numpy(), sample["mask"].numpy()
+    scale = Normalizer.of_contract(training.contract, "action").inverse_scale
+    error = (np.abs(decoded - actions) * scale)[mask]
+    for group, columns in groups_of(training.contract.action).items():
+        assert found[f"l1_{group}"] == pytest.approx(error[:, columns].mean(), abs=2e-5)
+    ids = torch.tensor(BINS - 1 - UniformBins(BINS).encode(actions))
+    training.said = [Said(torch.nn.functional.one_hot(ids, BINS).float(), said.actions, said.mask)]
+    perfect = batch_accuracy(training)
+    assert perfect["token_accuracy"] == 1.0
+    assert perfect["l1_m"] <= (scale[:3].max() / BINS)
+    train(settings(steps=1))
+    assert {"token_accuracy", "l1_m", "l1_rad", "l1_gripper"} <= rows(settings().output)[-1].keys()
+    train(settings(steps=1, stage="grounding", output=tmp_path / "grounding"))
+    assert "token_accuracy" not in rows(tmp_path / "grounding")[-1]
 
 
 def test_metrics_go_on_where_the_run_does(settings: Settings) -> None:
