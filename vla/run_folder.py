@@ -14,9 +14,9 @@ def check_output(
     record: str,
     kind: str,
     settings: Mapping[str, str],
-    *,
     resume: bool,
     overwrite: bool,
+    *,
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> bool:
     """Whether a run goes on here; else one begins, also with `resume` where nothing is there.

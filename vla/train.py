@@ -111,14 +111,11 @@ class TrainConfig:
     layers: int | None = field(default=None, metadata={"help": "its language model's layers; 4, or those of init"})
     recipe: str | None = field(default=None, metadata={"group": True, "help": "named settings, before the others"})
     tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "action tokenizer: bins; fast for decoder=autoregressive; bins, or that of init"},
+        default=None, metadata={"help": "of actions: bins, or fast for decoder=autoregressive; bins, or that of init"}
     )
-    chunk_length: int | None = field(
-        default=None, metadata={"help": "actions predicted at once; 8, or as many as init"}
-    )
+    chunk_length: int | None = field(default=None, metadata={"help": "actions predicted at once; 8, or as init"})
     execute_steps: int | None = field(
-        default=None, metadata={"help": "of which executed before looking again; 2, or as many as init"}
+        default=None, metadata={"help": "of which executed before looking again; 2, or as init"}
     )
     normalization: Literal["q01_q99", "min_max"] | None = field(
         default=None,
@@ -231,13 +228,7 @@ def train(config: TrainConfig) -> None:
     """
     first = int(os.environ.get("RANK", "0")) == 0
     goes_on = first and check_output(
-        config.output,
-        RECORD,
-        "training run",
-        settings(config),
-        resume=config.resume,
-        overwrite=config.overwrite,
-        defaults=DEFAULTS,
+        config.output, RECORD, "training run", settings(config), config.resume, config.overwrite, defaults=DEFAULTS
     )
     for name in ("dataset", "scenes", "questions", "init"):  # before torch starts, which takes seconds
         path = getattr(config, name)
