@@ -1,6 +1,7 @@
 """With which servers a remote policy may work: whose contract is known, and is the one that was expected."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 
 def test_another_contract_after_a_restart_is_a_failure(peers: Any, shared_artifact: "TinyArtifact") -> None:
-    contract = shared_artifact.contract()
+    contract, heard = shared_artifact.contract(), threading.Event()
 
     def talk(connection: Any, number: int) -> None:
         connection.send(pack(metadata(contract if number == 0 else replace(contract, execute_steps=2))))
         if number > 0:
             peers.wait_for_the_end(connection)
+        heard.wait(peers.PATIENCE_S)  # or it might be gone before the client has read its contract
 
     with peers.peer(talk) as url, RemotePolicy(url) as remote:
+        heard.set()
         assert peers.until(remote, lambda: remote.failure is not None) is None
         assert "another contract; execute_steps: policy wants 4, found 2" in str(remote.failure)
         assert remote.pending
