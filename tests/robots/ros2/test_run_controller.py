@@ -33,8 +33,9 @@ def verb(network: SimpleNamespace, artifact_path: Path, tmp_path: Path) -> Calla
 
     def start(*words: str, code: str = RUN) -> "subprocess.Popen[str]":
         settings = [f"policy={artifact_path}", "instruction=lift the red block", f"output={tmp_path / 'run'}"]
+        robot = [] if any(word.startswith("robot=") for word in words) else ["robot=ros2/fr3"]
         return subprocess.Popen(
-            [sys.executable, "-c", code, "robot=ros2/fr3", *settings, *words],
+            [sys.executable, "-c", code, *robot, *settings, *words],
             env={**os.environ, "ROS_DOMAIN_ID": str(network.domain)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -99,7 +100,7 @@ def test_what_it_waited_for_is_what_was_missing_before_it_was_left(network: Any,
     ("words", "code", "said"),
     [
         (["task=lift"], 2, "task: for simulated arms only"),
-        (["robot=sim/fr3", "--ros-args", "-p", "a:=1"], 2, "robot=ros2"),
+        (["robot=sim/fr3", "--ros-args", "-p", "a:=1"], 2, "--ros-args is for robot=ros2"),
         (["robot=ros2/ur5e"], 1, "ur5e"),
         (["--ros-args", "-p", "camera_sync_s:=7.0"], 2, "camera_sync_s"),
         (["--ros-args", "-p", "camera_snc_s:=0.05"], 2, "did you mean camera_sync_s"),
