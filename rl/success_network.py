@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from volar.robots.contract import ContractError, PolicyContract, differences
+from volar.robots.contract import ContractError, PolicyContract, differences, is_policys_own
 from volar.robots.errors import VolarError
 from volar.robots.kinematics import Arm
 from volar.sim.world import TaskWorld
@@ -29,7 +29,7 @@ from volar.vla.processor_volar import StateScaler, save_policy
 FACTS, HEAD, TRUNK = "classifier.json", "head.safetensors", "trunk"  # files and the policy's folder in a classifier's
 _HIDDEN, _DROPOUT = 128, 0.1
 # What a policy's contract must share: what is seen, and how often.
-_SEEN = ("robot", "cameras", "state_names", "state_units", "preprocessing", "action.rate_hz")
+_SEEN = ("robot", "cameras", "state_names", "state_units", "action.rate_hz")
 Array = NDArray[Any]
 
 
@@ -181,12 +181,17 @@ def read_facts(folder: Path) -> Facts:
         raise VolarError(f"{path} cannot be read: {error}") from error
 
 
+def _is_seen(field: str) -> bool:
+    _, of_preprocessing, fact = field.partition("preprocessing.")
+    return not is_policys_own(fact) if of_preprocessing else field.startswith(_SEEN)
+
+
 def require_classifier(folder: Path, contract: PolicyContract, tasks: tuple[str, ...]) -> None:
     """Raises `ContractError` listing the fields in which a policy is shown something else than the classifier, and
     `VolarError` for tasks it has not learned."""
     facts = read_facts(folder)
     own = PolicyContract.load(folder / TRUNK / "contract.json")
-    wrong = [str(found) for found in differences(contract, own) if found.field.startswith(_SEEN)]
+    wrong = [str(found) for found in differences(contract, own) if _is_seen(found.field)]
     if wrong:
         raise ContractError(f"the classifier {folder} does not fit the policy: {'; '.join(wrong)}")
     new = [task for task in tasks if task not in facts.thresholds]

@@ -174,6 +174,12 @@ def differences(a: PolicyContract, b: PolicyContract, ignore: tuple[str, ...] = 
     return [Mismatch(k, left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)]
 
 
+def is_policys_own(fact: str) -> bool:
+    """Whether an entry of `preprocessing` tells what a policy does itself (`normalization`, `network.image`,
+    `lerobot.units` and their like): hashed with the rest, and no business of a body."""
+    return fact == "normalization" or "." in fact
+
+
 def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
     """Every field in which a policy's contract does not fit a robot; empty when it fits.
 
@@ -189,8 +195,7 @@ def check(contract: PolicyContract, robot: RobotSpec) -> list[Mismatch]:
 
     compare("robot", contract.robot, robot.name)
     for name, rule in contract.preprocessing.items():
-        # What a policy does itself is hashed with the rest, and no business of the body: `lerobot.units` and its like.
-        if name != "normalization" and "." not in name:
+        if not is_policys_own(name):
             compare(f"preprocessing.{name}", rule, PREPROCESSING.get(name))
     joints = contract.action.kind == "joint_position"  # absolute, so that any rate is the robot's
     have = robot.joint_action(contract.action.rate_hz) if joints else robot.action

@@ -114,6 +114,11 @@ def test_what_is_broken_is_named(network: SuccessNetwork, tmp_path: Path) -> Non
 def test_a_policy_that_sees_something_else_is_refused_with_the_fields(network: SuccessNetwork, tmp_path: Path) -> None:
     folder, own = generous(network, tmp_path), network.contract
     require_classifier(folder, replace(own, execute_steps=1, statistics={}), ("reach",))  # not what is seen
+    other = replace(own, preprocessing=own.preprocessing | {"network.image": "64x64", "normalization": "mean_std"})
+    require_classifier(folder, other, ("reach",))  # nor is what the policy makes of it
+    other = replace(own, preprocessing=own.preprocessing | {"color": "BGR"})
+    with pytest.raises(ContractError, match=r"preprocessing\.color: .*BGR"):
+        require_classifier(folder, other, ("reach",))
     cameras = (*own.cameras[:1], CameraSpec("wrist", 64, 64))
     other = replace(own, cameras=cameras, state_units=("inch", *own.state_units[1:]))
     with pytest.raises(ContractError, match=r"cameras: .*64.*state_units: .*inch"):
