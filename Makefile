@@ -58,7 +58,7 @@ lint: .venv/.installed ## ruff, and mypy --strict
 
 # -P: the folder of the script stays off the path, where benchmarks/datasets.py would hide HuggingFace's `datasets`.
 bench: setup ## the figures of docs/benchmarks.md, measured here
-	@for file in benchmarks/*.py; do printf '\n%s\n' "$$file"; $(BIN)/python -P "$$file"; done
+	@for file in benchmarks/*.py; do printf '\n%s\n' "$$file"; $(BIN)/python -P "$$file" || failed=1; done; exit $${failed:-0}
 
 clean: ## removes caches and build outputs; keeps .venv and runs/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

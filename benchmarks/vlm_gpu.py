@@ -311,7 +311,8 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available() and not options.tiny:
-        raise SystemExit("no GPU here; --tiny runs the whole path on the CPU")
+        print("no GPU here; --tiny runs the whole path on the CPU")
+        return
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     sizes = ["tiny"] if options.tiny else options.sizes
     end_s, rows = time.monotonic() + 60 * options.minutes, []

@@ -2,7 +2,7 @@
 
     python -m volar.rl.state_baselines task=reach algorithm=sac steps=15000 output=runs/state-reach
     python -m volar.rl.distill teacher=runs/state-reach episodes=100 output=runs/demos
-    volar-train dataset=runs/demos output=runs/policy
+    volar-train dataset=runs/demos minutes=5 output=runs/policy
 
 The teacher acts where volar-collect has its scripted expert; images, instructions, point labels, disturbances, resuming
 and the choice of successful episodes are volar-collect's own. Task and robot are the teacher's. Of a layout in which it

@@ -1,4 +1,4 @@
-"""The tasks as Gymnasium environments: `gym.make("volar/Lift-v0")`."""
+"""The tasks as Gymnasium environments: `gymnasium.make("volar.sim.gymnasium_ids:volar/Lift-v0")`."""
 
 from pathlib import Path
 from typing import Any
