@@ -217,23 +217,24 @@ def _run_episodes(
     from volar.sim.wall_clock import run_in_real_time
 
     chosen = list(itertools.islice(seeds(order, world, config.seed), config.episodes))
-    successes = 0
+    successes = counted = 0
     # Drawn between the episodes only: a thread that draws would take the interpreter from the loop.
     columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, auto_refresh=False) as bar:
         shown = bar.add_task("", total=len(chosen))
         bar.refresh()
-        for number, seed in enumerate(chosen, 1):
+        for number, seed in enumerate(chosen):
             world.reset(seed)
             instruction = config.instruction or world.instruction
             source.reset(seed)
             loop.set_instruction(instruction)
             result = run_in_real_time(world, loop, source, pacer, duration_s, check_every, lambda: source.predict_s)
-            if config.video is not None and number == 1:
+            if config.video is not None and number == 0:
                 _film(world, result, config.video, 1e9 / (pacer.period_ns * check_every))
-            successes += result.success
-            yield Run(seed, instruction, result)
-            bar.update(shown, advance=1, description=f"success {successes}/{number}", refresh=True)
+            run = Run(seed, instruction, result)
+            counted, successes = counted + run.counts, successes + result.success
+            yield run
+            bar.update(shown, advance=1, description=f"success {successes}/{counted}", refresh=True)
 
 
 def _film(world: "TaskWorld", result: "RealTimeRun", path: Path, rate_hz: float) -> None:
