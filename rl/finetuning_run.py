@@ -101,7 +101,7 @@ class FinetuningRun:
         put_back(config.output / BEST)
         last = config.output / "checkpoints" / "last" / "training_state"
         if not (config.resume and last.exists()):
-            training = FinetuningRun(config, choose_precision(config.precision))
+            training = FinetuningRun(config, choose_precision(config.precision, "cpu"))  # where it computes
         else:
             progress = load_progress(last)
             training = FinetuningRun(config, str(progress["precision"]))

@@ -131,7 +131,7 @@ class TrainConfig:
     warmup_steps: int = field(default=100, metadata={"help": "linear warm-up"})
     ema_decay: float = field(default=0.998, metadata={"help": "of the averaged weights, which are the policy"})
     precision: Literal["auto", "fp32", "bf16"] = field(
-        default="auto", metadata={"help": "auto: bf16 where this machine multiplies it faster"}
+        default="auto", metadata={"help": "auto: bf16 on a GPU that has it, or a CPU that multiplies it faster"}
     )
     threads: int = field(default=0, metadata={"help": "CPU threads of a process; 0: all CPUs, shared out"})
     parallel: Literal["ddp", "fsdp"] = field(
@@ -226,6 +226,7 @@ def train(config: TrainConfig) -> None:
 
     In each of the processes that a launcher may have started; the first one writes.
     """
+    _check_launcher(config)
     first = int(os.environ.get("RANK", "0")) == 0
     goes_on = first and check_output(
         config.output, RECORD, "training run", settings(config), config.resume, config.overwrite, defaults=DEFAULTS
@@ -256,6 +257,21 @@ def train(config: TrainConfig) -> None:
     run_to_the_end(config, training)
     if first:
         print(f"policy: {config.output / 'checkpoints' / 'last' / 'pretrained_model'}")
+
+
+def _check_launcher(config: TrainConfig) -> None:
+    """Raises `UsageError` where what started this process was told something that the settings do not say."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate launch leaves it
+    if asked not in ("no", config.precision):
+        raise UsageError(
+            f"accelerate launch was told --mixed_precision {asked}, the run precision={config.precision}: leave the "
+            "former away and give precision=bf16 or fp32"
+        )
+    if config.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise UsageError(
+            "parallel=fsdp shares weights out among processes, and there is one: start with torchrun "
+            "--nproc_per_node N -m volar.vla.train, or leave it away"
+        )
 
 
 def settings(config: TrainConfig) -> dict[str, str]:

@@ -19,6 +19,7 @@ from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.errors import UsageError, VolarError
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.instruction_tokenizer import WORDS
+from volar.vla.processes import choose_precision
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_loop import learning_rate
 from volar.vla.training_run import TrainingRun
@@ -202,6 +203,35 @@ def test_a_gradient_that_is_no_number_changes_nothing(
 def test_settings_that_would_do_nothing_are_refused(wrong: dict[str, object], says: str, settings: Settings) -> None:
     with pytest.raises(UsageError, match=says):
         settings(**wrong)
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16"])
+def test_what_a_launcher_was_told_is_not_ignored(
+    asked: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch --mixed_precision` leaves it; and shares of weights need others to have them."""
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        for precision in ("fp32", "auto"):
+            with pytest.raises(UsageError, match=f"--mixed_precision {asked}, the run precision={precision}"):
+                train(settings(precision=precision))
+    with pytest.raises(UsageError, match=r"parallel=fsdp.*there is one: start with torchrun"):
+        train(settings(parallel="fsdp"))
+    assert not settings().output.exists()
+
+
+def test_precision_on_a_gpu_is_what_it_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated bfloat16 does not count, and what is computed on the CPU beside it is timed there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, chosen in ((True, "bf16"), (False, "no")):
+        supported = {True: True, False: has}  # by `including_emulation`
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, s=supported: s[including_emulation]
+        )
+        assert choose_precision("auto") == chosen
+        assert choose_precision("fp32") == "no"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", None)
+    assert choose_precision("auto", "cpu") in ("no", "bf16")
 
 
 def test_checkpoints_of_a_future_that_did_not_happen_go(tmp_path: Path) -> None:
