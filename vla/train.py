@@ -215,6 +215,16 @@ class TrainConfig:
             raise UsageError("validation= is for stage=cloning: it measures actions")
         if self.evaluate_every_steps is not None and self.stage == "grounding":
             raise UsageError("evaluate_every_steps= is for stage=cloning: it measures what the arm does")
+        for names, needed, there in (
+            (("scenes_fraction",), "scenes=", self.scenes is not None),
+            (("questions_fraction",), "questions=", self.questions is not None),
+            (("evaluate_episodes", "evaluate_tasks"), "evaluate_every_steps=", self.evaluate_every_steps is not None),
+            # Some questions are always held out.
+            (("validate_every_steps",), "validation= or questions=", self.validation or self.questions is not None),
+        ):
+            for name in names:
+                if not there and getattr(self, name) != getattr(TrainConfig, name):
+                    raise UsageError(f"{name} is for {needed}: give that, or leave {name} away")
         if self.parallel == "fsdp" and self.backbone_dtype != "float32":
             raise UsageError("parallel=fsdp shards weights of one precision: backbone_dtype=float32")
         if self.parallel == "fsdp" and self.validation and self.tokenizer == "fast":
