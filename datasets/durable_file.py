@@ -34,6 +34,15 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise kind(f"{path} cannot be written: {error.strerror}") from error
 
 
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class DurableFile:
     """A file that is written under a temporary name, in pieces, and has its own name from `commit` on.
 
@@ -57,11 +66,7 @@ class DurableFile:
             except OSError:
                 self.abandon()
                 raise
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(self.path.parent)
 
     def abandon(self) -> None:
         """Removes what was written; the file's own name keeps what it had."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from volar.datasets.durable_file import sync
 from volar.robots.errors import VolarError
 from volar.vla.sharding import like, local, whole
 
@@ -78,20 +79,20 @@ def load_training_state(directory: Path, model: nn.Module, optimizer: torch.opti
 
 
 def publish(root: Path, step: int, temporary: Path, keep: int) -> Path:
-    """Moves a complete checkpoint to its name, points `last` at it and drops all but the newest `keep`."""
+    """Moves a complete checkpoint to its name, points `last` at it and drops all but the newest `keep`, once the disk
+    has it: a power cut leaves what `last` names whole."""
     final = root / f"{step:06d}"
     for path in root.iterdir():  # trained again after a resume from an older one: `last` does not point there
         if path.name.isdigit() and int(path.name) >= step:
             shutil.rmtree(path)
-    for path in sorted(temporary.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
     temporary.rename(final)
     link = root / ".last"
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
     os.replace(link, root / "last")
+    sync(root)
     numbered = sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     for old in numbered[:-keep]:
         shutil.rmtree(old)

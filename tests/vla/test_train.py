@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -247,6 +248,26 @@ def test_checkpoints_of_a_future_that_did_not_happen_go(tmp_path: Path) -> None:
     publish(tmp_path, 150, tmp_path / "writing", keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000150", "last"]
     assert (tmp_path / "last").resolve().name == "000150"
+
+
+def test_a_checkpoint_is_on_the_disk_before_older_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files, the folders that name them, and `last`."""
+    (tmp_path / "000001").mkdir()
+    (tmp_path / "last").symlink_to("000001")
+    (tmp_path / "writing" / "policy").mkdir(parents=True)
+    (tmp_path / "writing" / "policy" / "weights").write_bytes(b"1")
+    sync, synced = os.fsync, dict[Path, tuple[str, bool]]()
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced[path.relative_to(tmp_path)] = (tmp_path / "last").readlink().name, (tmp_path / "000001").exists()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    publish(tmp_path, 2, tmp_path / "writing", keep=1)
+    inside = [Path("writing"), Path("writing/policy"), Path("writing/policy/weights")]
+    assert synced == dict.fromkeys(inside, ("000001", True)) | {Path(): ("000002", True)}
+    assert not (tmp_path / "000001").exists()
 
 
 def test_cloning_needs_action_statistics(settings: Settings, dataset: Path) -> None:
