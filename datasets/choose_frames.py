@@ -5,6 +5,7 @@ for them or may not be written to, images stay the PNG or JPEG that they are, in
 decoded for each batch.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from volar.robots.errors import Unknown
 
 Form = Literal["auto", "decoded", "encoded"]
 FORMS: tuple[Form, ...] = ("auto", "decoded", "encoded")
-MEMORY_SHARE = 0.5  # of the memory that is free, for encoded images
+MEMORY_SHARE = 0.5  # of the memory that is free, for the encoded images of all processes that torchrun started here
 
 
 def choose_frames(
@@ -32,8 +33,8 @@ def choose_frames(
 ) -> FrameCache:
     """Of a dataset, or of generated frames. `auto`: decoded where that fits the disk, else encoded, which is said.
 
-    `disk_reserve`: bytes to leave free. `memory`: bytes for encoded images, half of
-    what is free by default. Raises `DiskFull`, `ReadOnly`, `DatasetError` when neither form fits.
+    `disk_reserve`: bytes to leave free. `memory`: bytes for encoded images; by default half of what is free, shared by
+    the processes on this machine. Raises `DiskFull`, `ReadOnly`, `DatasetError` when neither form fits.
     """
     if form not in FORMS:
         raise Unknown("form of frames", form, FORMS)
@@ -47,10 +48,12 @@ def choose_frames(
         if form == "decoded":
             raise
         needed = encoded_bytes(load_info(root))
-        here = memory if memory is not None else int(MEMORY_SHARE * free_memory())
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has images of its own
+        here = memory if memory is not None else int(MEMORY_SHARE * free_memory() / processes)
         if needed > here:
+            room = f"{here / 1e9:.1f}" + (f" for each of {processes} processes" if processes > 1 else "")
             raise DatasetError(
-                f"{error}. Neither do its encoded images fit in memory ({needed / 1e9:.1f} GB of {here / 1e9:.1f}): "
+                f"{error}. Neither do its encoded images fit in memory ({needed / 1e9:.1f} GB of {room}): "
                 "convert it with a smaller image_size= or fewer cameras="
             ) from error
         frames = encoded_frames(root, progress)

@@ -135,6 +135,18 @@ def test_frames_are_decoded_where_there_is_room_and_stay_encoded_where_not(datas
     assert sizes < encoded_bytes(load_info(root)) < 4 * sizes
 
 
+def test_processes_on_a_machine_share_its_memory(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    free = 3 * encoded_bytes(load_info(root))
+    monkeypatch.setattr("volar.datasets.choose_frames.free_memory", lambda: free)
+    choose_frames(root, disk_reserve=2**60)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(DatasetError, match="for each of 2 processes"):
+        choose_frames(root, disk_reserve=2**60)
+
+
 @pytest.fixture
 def read_only(dataset: Path, tmp_path: Path) -> Iterator[Path]:
     """The dataset on a file system that cannot be written to."""
