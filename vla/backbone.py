@@ -52,6 +52,8 @@ class VlmConfig:
     `name`: its family. `architecture`: the `config.json` of `transformers`. `image_size` [pixels]: images are resized
     to that square. `image_mean`, `image_std`: of pixels in [0, 1]. `head`, `image_start`, `image_end`: ids before all
     images and around each; `template`: what the contract's instruction template becomes. `dtype`: of its weights.
+    `words`: ids of its tokenizer before the tokens added at the end, the last of which say actions; None: the last rows
+    of the embedding do, where they were added for that, and in policies from before.
     """
 
     name: str
@@ -64,6 +66,7 @@ class VlmConfig:
     image_end: tuple[int, ...] = ()
     template: str = "{instruction}"
     dtype: str = "float32"
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in FAMILIES:
@@ -114,6 +117,7 @@ class Backbone(nn.Module):
         self.model = model
         self.family = FAMILIES[config.name]
         self.normalizes = isinstance(config, VlmConfig)
+        self.words = config.words if isinstance(config, VlmConfig) else None
         if isinstance(config, VlmConfig):
             self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
             if self.family.prepare is not None:
@@ -129,6 +133,12 @@ class Backbone(nn.Module):
     def vocabulary_size(self) -> int:
         """Rows of the embedding of words."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def action_end(self) -> int:
+        """The id after the last that says actions. Behind a pretrained model's words, which `tiny` has none of, lie its
+        prompt's markers and rows that were never trained."""
+        return self.vocabulary_size if self.words is None else self.words
 
     @property
     def dtype(self) -> torch.dtype:
@@ -157,11 +167,11 @@ class Backbone(nn.Module):
         with torch.no_grad():
             return float(self.embed_words(torch.arange(min(256, self.vocabulary_size))[None]).float().std())
 
-    def logits(self, hidden: Tensor, first_id: int) -> Tensor:
-        """Last hidden states (..., width) -> scores (..., ids) of the ids from `first_id` to the vocabulary's end."""
+    def logits(self, hidden: Tensor, first_id: int, end: int | None = None) -> Tensor:
+        """Last hidden states (..., width) -> scores (..., ids) of the ids from `first_id` to before `end`."""
         head = self.model.get_output_embeddings()
-        bias = None if head.bias is None else head.bias[first_id:]
-        scores = nn.functional.linear(hidden, head.weight[first_id:], bias)
+        bias = None if head.bias is None else head.bias[first_id:end]
+        scores = nn.functional.linear(hidden, head.weight[first_id:end], bias)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return scores if cap is None else cap * torch.tanh(scores / cap)
 

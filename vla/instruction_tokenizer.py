@@ -48,6 +48,11 @@ class InstructionTokenizer:
         """Number of word ids; the action bins follow."""
         return self._words.size if isinstance(self._words, SubwordTokenizer) else len(self._words.vocabulary)
 
+    @property
+    def markers(self) -> dict[int, str]:
+        """What was added to a pretrained model's words, by id."""
+        return {int(token["id"]): str(token["content"]) for token in self._json.get("added_tokens", [])}
+
     def encode(self, instructions: Sequence[str]) -> NDArray[np.int64]:
         """B strings -> (B, T). Raises `VolarError` naming an instruction that is too long."""
         return np.stack([self._words.encode(text) for text in instructions])

@@ -128,9 +128,11 @@ class VolarModel(nn.Module):
         adapt(self.backbone, config)
 
     @property
-    def vocabulary_size(self) -> int:
-        """Of words and action tokens, which are the last."""
-        return self.backbone.vocabulary_size
+    def state_end(self) -> int:
+        """The id after the last of the state's bins: those of actions where they are bins too, else the next before."""
+        end = self.backbone.action_end
+        shared = isinstance(self.tokenizer, UniformBins) or self.backbone.words is None  # a policy from before
+        return end if shared else end - self.tokenizer.size - 1  # and the one that ends a sequence
 
     def forward(
         self,
@@ -277,7 +279,7 @@ class VolarModel(nn.Module):
             return projected
         edges = torch.tensor(EDGES, dtype=state.dtype, device=state.device)
         bins = torch.bucketize(state.clamp(-1, 1).contiguous(), edges, right=True)  # 1..256
-        return self.backbone.embed_words(self.vocabulary_size - bins)
+        return self.backbone.embed_words(self.state_end - bins)
 
 
 def _marker(embedded: Tensor, there: Tensor) -> list[Piece]:

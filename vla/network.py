@@ -60,8 +60,10 @@ def make_network(
     has_hand = config.mix.one_state and set(HAND) <= set(contract.state_names)
     chosen = {"points": "hand" if has_hand else "base", "finds_hand": has_hand and labels_hand} | chosen
     if config.backbone in (None, "tiny"):
-        model = VolarModel(_tiny(config, contract, chosen), contract, tokenizer=actions)
-        return Network(model, policy_contract(contract, model.config), InstructionTokenizer.load())
+        architecture, tokenizer = _tiny(config, contract, chosen), InstructionTokenizer.load()
+        _require_ids(architecture, actions, tokenizer)
+        model = VolarModel(architecture, contract, tokenizer=actions)
+        return Network(model, policy_contract(contract, architecture), tokenizer)
     return _from_pretrained(config, contract, chosen, actions)
 
 
@@ -105,6 +107,7 @@ def _from_pretrained(
         text_length=TEXT_LENGTH,
         **chosen,
     )
+    _require_ids(architecture, actions, found.tokenizer)
     model = VolarModel(architecture, contract, found.backbone, actions)
     return Network(model, policy_contract(contract, architecture), found.tokenizer)
 
@@ -150,6 +153,8 @@ def _from_policy(
         except ValueError as error:
             raise VolarError(f"{config.init}: {error}; lower chunk_length, or train without init=") from error
     wanted = replace(before.config, **chosen)
+    if any(getattr(wanted, name) != getattr(before.config, name) for name in ("decoder", "state_as", "tokenizer")):
+        _require_ids(wanted, actions, words)
     for name, decoder in (("expert_width", "flow"), ("flow_steps", "flow"), ("points", "parallel")):
         if getattr(config, name) is not None and wanted.decoder != decoder:
             raise UsageError(f"{name} is for decoder={decoder}; {config.init} has decoder={wanted.decoder}")
@@ -202,6 +207,29 @@ def _changes(before: VolarConfig, theirs: PolicyContract, wanted: VolarConfig, c
     pairs = [(name, getattr(before, name), getattr(wanted, name)) for name in names]
     pairs += [("chunk_length", theirs.chunk_length, contract.chunk_length)]
     return ", ".join(f"{name}={now} (was {was})" for name, was, now in pairs if was != now)
+
+
+def _require_ids(config: VolarConfig, actions: ActionTokenizer, tokenizer: InstructionTokenizer) -> None:
+    """Raises `UsageError` where ids that say actions or the state would mean something else as well."""
+    backbone, bins, in_tokens = config.backbone, isinstance(actions, UniformBins), config.state_as == "tokens"
+    if isinstance(backbone, BackboneConfig) or backbone.words is None:  # no ids but those of actions
+        if in_tokens and not bins:
+            raise UsageError(
+                f"state_as=tokens with tokenizer={config.tokenizer}: the state's bins have no ids but those of action "
+                "tokens, which mean something else; state_as=projected, or tokenizer=bins"
+            )
+        return
+    needed = actions.size + (not bins) if config.decoder == "autoregressive" else 0
+    if in_tokens:
+        needed = BINS if bins else needed + BINS
+    first, fix = backbone.words - needed, "action_ids=added for actions, state_as=projected for the state"
+    if first < 0:
+        raise UsageError(f"{backbone.name} has {backbone.words} words, actions and state need {needed} of them: {fix}")
+    spoken = tokenizer.encode([backbone.template.replace("{instruction}", "")])[0]
+    for id_ in (*backbone.head, *backbone.image_start, *backbone.image_end, *spoken.tolist()):
+        if first <= id_ < backbone.words and id_ in tokenizer.markers:
+            marker = f"{tokenizer.markers[id_]} of the prompt has id {id_}"
+            raise UsageError(f"{marker}, and ids from {first} on would say actions or the state: {fix}")
 
 
 def _require_float32(config: VolarConfig, dtype: str, have: str) -> None:

@@ -54,7 +54,7 @@ def load_pretrained(
         raise VolarError(f"the weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if added_tokens:
         model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + added_tokens, mean_resizing=False)
-        config = replace(config, architecture=_complete(model.config))
+        config = replace(config, architecture=_complete(model.config), words=None)
     return Pretrained(config, Backbone(model, config), InstructionTokenizer(tokenizer, TEXT_LENGTH))
 
 
@@ -127,8 +127,21 @@ def describe(
         image_end=around[1],
         template=_known(family.template, tokenizer) or "{instruction}",
         dtype=dtype,
+        words=count_words(tokenizer),
     )
     return config, tokenizer
+
+
+def count_words(tokenizer: dict[str, Any]) -> int:
+    """Ids of a `tokenizer.json` before the tokens that were added at its end.
+
+    That is `vocab_size` of `transformers`, from which OpenVLA counts, but before words at its end that are added tokens
+    at once, as places and segments (<loc0000>, <seg000>) in PaliGemma where its processor has saved them.
+    """
+    vocabulary = tokenizer["model"]["vocab"]  # {word: id}, or of unigrams [[word, score], ..]
+    ids = {word: i for i, (word, _) in enumerate(vocabulary)} if isinstance(vocabulary, list) else vocabulary
+    added = {token["content"] for token in tokenizer.get("added_tokens", [])}
+    return 1 + max(int(i) for word, i in ids.items() if word not in added)
 
 
 def image_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

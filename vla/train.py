@@ -105,7 +105,7 @@ class TrainConfig:
         },
     )
     action_ids: Literal["last", "added"] = field(
-        default="last", metadata={"help": "a pretrained model's last ids, as OpenVLA, or new ones behind them"}
+        default="last", metadata={"help": "a pretrained model's last words, as OpenVLA, or new ids behind all"}
     )
     width: int | None = field(default=None, metadata={"help": "hidden size of tiny; 128, or that of init"})
     layers: int | None = field(default=None, metadata={"help": "its language model's layers; 4, or those of init"})

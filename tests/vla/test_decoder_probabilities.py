@@ -50,7 +50,8 @@ def test_parallel_decodes_the_actions_of_its_tokens(short: PolicyContract) -> No
         assert decoded.log_probabilities is not None
         again = model.decoder.log_probabilities(model, seen(model), decoded.tokens)
         torch.testing.assert_close(again, decoded.log_probabilities)
-        back = model.tokenizer.placed(model.vocabulary_size - 256).decode_chunk(decoded.tokens[0].tolist(), (STEPS, 7))
+        placed = model.tokenizer.placed(model.backbone.action_end - 256)
+        back = placed.decode_chunk(decoded.tokens[0].tolist(), (STEPS, 7))
     np.testing.assert_allclose(back, decoded.actions[0].numpy(), atol=1e-6)
 
 
@@ -64,7 +65,7 @@ def of_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
 def test_parallel_probabilities_by_hand(backbone: str, short: PolicyContract) -> None:
     """From hidden states of `forward` and the head's weights, of any tokens: steps and dimensions keep their places."""
     model = network(short, "parallel", backbone)
-    last, head = model.vocabulary_size - 1, {k: v.double() for k, v in model.action_head.state_dict().items()}
+    last, head = model.backbone.action_end - 1, {k: v.double() for k, v in model.action_head.state_dict().items()}
     hidden: list[Tensor] = []  # (B, L, D), the last
     bins = torch.randint(256, (2, STEPS * 7), generator=torch.Generator().manual_seed(3))
 
@@ -106,7 +107,8 @@ def test_autoregressive_probabilities_by_hand(backbone: str, short: PolicyContra
         hidden = model.backbone.hidden_states(sequence.embeddings, mask, sequence.positions)
         outputs = model(*inputs(model), actions=actions(), mask=torch.ones(2, STEPS, dtype=torch.bool))
         rows = model.backbone.model.lm_head.weight[-256:].double()
-        expected = of_tokens(hidden[:, -tokens.shape[1] :].double() @ rows.T, tokens - (model.vocabulary_size - 256))
+        bins = tokens - (model.backbone.action_end - 256)
+        expected = of_tokens(hidden[:, -tokens.shape[1] :].double() @ rows.T, bins)
         said = decoder.log_probabilities(model, prefix, tokens)
     torch.testing.assert_close(said.double(), expected, atol=1e-4, rtol=1e-4)
     assert float(outputs.action_loss) == pytest.approx(-float(expected.mean()), rel=1e-4)

@@ -181,7 +181,7 @@ def test_added_action_ids_leave_every_word_its_own(settings: Settings, folder: P
     of = {"backbone": str(folder), "decoder": "autoregressive", "action_ids": "added", "steps": 1}
     train(settings(tokenizer="fast", **of))
     model, *_ = load_parts(tmp_path / LAST)
-    assert model.vocabulary_size == size + model.tokenizer.size + 1  # and the end
+    assert model.backbone.vocabulary_size == size + model.tokenizer.size + 1  # and the end
     assert model.decoder.first_id == size  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="language=full, or action_ids=last"):
         train(settings(language="lora", overwrite=True, **of))

@@ -341,7 +341,7 @@ def test_other_action_tokens_keep_the_words(settings: Settings, dataset: Path, t
     train(settings(init=tmp_path / "grounding", decoder="autoregressive", tokenizer="fast", steps=1))
     last = Path("checkpoints") / "last" / "pretrained_model"
     grounded, cloned = (load_parts(tmp_path / run / last)[0] for run in ("grounding", "run"))
-    assert (cloned.config.tokenizer, cloned.vocabulary_size) == ("fast", WORDS + cloned.config.action_tokens + 1)
+    assert (cloned.config.tokenizer, cloned.backbone.action_end) == ("fast", WORDS + cloned.config.action_tokens + 1)
     words = [model.backbone.embed_words(torch.arange(WORDS)) for model in (grounded, cloned)]
     assert 0 < (words[0] - words[1]).abs().max() < 0.01
     with pytest.raises(VolarError, match="has tokenizer=fast, not bins"):

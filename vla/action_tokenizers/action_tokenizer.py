@@ -21,8 +21,8 @@ class ActionTokenizer(Protocol):
     """One file in this folder and one line in `TOKENIZERS`.
 
     Chunks are (H, A) in [-1, 1]; values outside are clipped. Ids are the `size` consecutive ones from `first_id` on,
-    wherever a model has room for them: at the end of its vocabulary, `placed(vocabulary_size - size)`, as in RT-2 and
-    OpenVLA, or behind it as added tokens, `placed(vocabulary_size)`.
+    wherever a model has room for them: at the end of its words, `placed(words - size)`, as in RT-2 and OpenVLA, or in
+    rows added behind its vocabulary, `placed(vocabulary_size)`.
     """
 
     @property

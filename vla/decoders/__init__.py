@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def make_decoder(config: "VolarConfig", backbone: "Backbone", action_size: int, tokenizer: ActionTokenizer) -> Decoder:
     """The decoder that a configuration names, for the network around `backbone`."""
     if config.decoder == "autoregressive":
-        return Autoregressive(backbone.width, backbone.word_scale(), tokenizer, backbone.vocabulary_size)
+        return Autoregressive(backbone.width, backbone.word_scale(), tokenizer, backbone.action_end)
     if config.decoder == "flow":
         return Flow(config.expert_width, action_size, config.flow_steps, backbone.model.config.get_text_config())
     return Parallel()

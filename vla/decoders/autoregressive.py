@@ -1,9 +1,10 @@
 """One action token after another, through the language model's own embeddings and head (RT-2, OpenVLA, pi0-FAST).
 
-Ids are the last of the vocabulary, so that an untouched language model can say them. The head is read at those ids
-only: no other word can be decoded, and a softmax over a quarter of a million words is saved. A tokenizer whose
-sequences vary in length has one id more, just before its own, that ends a sequence. Which ids may come next is known
-where each says how many numbers of the chunk it stands for: the others are not chosen, so that a chunk is always whole.
+Ids are the last of the vocabulary (`Backbone.action_end`), so that an untouched language model can say them. The head
+is read at those ids only: no other word can be decoded, and a softmax over a quarter of a million words is saved. A
+tokenizer whose sequences vary in length has one id more, just before its own, that ends a sequence. Which ids may come
+next is known where each says how many numbers of the chunk it stands for: the others are not chosen, so that a chunk is
+always whole.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,10 +29,10 @@ class Autoregressive(nn.Module):
 
     numbers: Tensor | None
 
-    def __init__(self, width: int, scale: float, tokenizer: ActionTokenizer, vocabulary_size: int) -> None:
+    def __init__(self, width: int, scale: float, tokenizer: ActionTokenizer, end: int) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.randn(1, width) * scale)
-        self.tokenizer = tokenizer.placed(vocabulary_size - tokenizer.size)
+        self.tokenizer, self.end = tokenizer.placed(end - tokenizer.size), end
         self.fixed = isinstance(tokenizer, UniformBins)  # one token a number: as long as a chunk
         self.first_id = self.tokenizer.first_id - (not self.fixed)  # also that of the end, if any
         numbers = None if self.fixed else tokenizer.numbers()
@@ -56,7 +57,8 @@ class Autoregressive(nn.Module):
         sequence = model.backbone.arrange([*prefix.pieces, before])
         mask = model.mask(sequence.present, prefix, causal_suffix=True)
         hidden = model.backbone.hidden_states(sequence.embeddings, mask, sequence.positions, sequence.deep)
-        return model.backbone.logits(hidden[:, prefix.length :], self.first_id), hidden[:, : prefix.length]
+        logits = model.backbone.logits(hidden[:, prefix.length :], self.first_id, self.end)
+        return logits, hidden[:, : prefix.length]
 
     def loss(
         self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int
@@ -80,7 +82,7 @@ class Autoregressive(nn.Module):
         hidden, tokens, log_probabilities, margins = self._generate(model, prefix, steps * size)
         if isinstance(self.tokenizer, UniformBins):
             centres = torch.tensor(
-                self.tokenizer.decode(np.arange(self.first_id, model.vocabulary_size)),
+                self.tokenizer.decode(np.arange(self.first_id, self.end)),
                 dtype=torch.float32,
                 device=tokens.device,
             )
@@ -107,7 +109,7 @@ class Autoregressive(nn.Module):
             step = backbone.arrange([piece], place)
             present, place = torch.cat([present, step.present], 1), step.next_position
             last = backbone.hidden_states(step.embeddings, present[:, None], step.positions, (), cache)
-            scores = backbone.logits(last[:, -1], self.first_id).float()  # (B, ids)
+            scores = backbone.logits(last[:, -1], self.first_id, self.end).float()  # (B, ids)
             top, places = self._fitting(scores, left).topk(2, -1)
             best = places[:, 0]
             margins.append((top[:, 0] - top[:, 1]).masked_fill(ended, torch.inf))

@@ -36,9 +36,9 @@ class Prefix:
 class Decoded:
     """Chunks and what they were decoded from.
 
-    `actions` (B, H, A), normalized. `hidden` (B, P, D): of the prefix. `tokens`, `log_probabilities` (B, T): ids at the
-    end of the vocabulary, -1 and 0 after a sequence's end; None where there are no tokens. `margin` (B,): by how much,
-    in logits, the best token was ahead of the next where it was closest.
+    `actions` (B, H, A), normalized. `hidden` (B, P, D): of the prefix. `tokens`, `log_probabilities` (B, T): the last
+    ids before `Backbone.action_end`, -1 and 0 after a sequence's end; None where there are no tokens. `margin` (B,): by
+    how much, in logits, the best token was ahead of the next where it was closest.
     """
 
     actions: Tensor

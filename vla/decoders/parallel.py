@@ -41,7 +41,7 @@ class Parallel:
         bins = logits.argmax(-1)  # (B, H, A)
         centres = np.append(CENTRES, CENTRES[-1])  # the last bin is a point: 1 exactly
         actions = torch.tensor(centres, dtype=torch.float32, device=bins.device)[bins]
-        tokens = (model.vocabulary_size - 1 - bins).flatten(1)
+        tokens = (model.backbone.action_end - 1 - bins).flatten(1)
         top = logits.topk(2, -1).values
         log_probabilities = logits.log_softmax(-1).amax(-1).flatten(1)
         margin = (top[..., 0] - top[..., 1]).flatten(1).amin(1)
@@ -49,6 +49,6 @@ class Parallel:
 
     def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
         logits, _ = self.logits(model, prefix)
-        bins = (model.vocabulary_size - 1 - tokens).reshape(logits.shape[:-1])
+        bins = (model.backbone.action_end - 1 - tokens).reshape(logits.shape[:-1])
         chosen: Tensor = logits.log_softmax(-1).gather(-1, bins.clamp(0, BINS - 1)[..., None])[..., 0]
         return chosen.flatten(1)
