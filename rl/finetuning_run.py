@@ -28,7 +28,8 @@ from volar.rl.success_training import reward_agreement
 from volar.rl.token_policy import token_policy
 from volar.rl.wire import encode_weights, trained_names
 from volar.robots.errors import VolarError
-from volar.vla.adapters import PARTS, adapt, merge
+from volar.vla.adapters import PARTS, adapt, merge, require_float32
+from volar.vla.backbone import VlmConfig
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.processes import choose_precision
 from volar.vla.processor_volar import save_policy
@@ -259,7 +260,7 @@ def save_cloned(config: "FinetuneConfig") -> None:
     new ones, which change nothing yet, where they are to be learned.
 
     Raises `ContractError` when it does not fit, or the classifier does not fit it; `VolarError` for a decoder without
-    independent tokens, and for a classifier that has not learned the tasks.
+    independent tokens, for weights that are too coarse to train, and for a classifier that has not learned the tasks.
     """
     from volar.robots.contract import require
     from volar.robots.policies import find_policy
@@ -281,6 +282,9 @@ def save_cloned(config: "FinetuneConfig") -> None:
     model = merge(model)
     parts = {part: getattr(config, part) for part in PARTS}
     model.config = replace(model.config, **parts, lora_rank=config.lora_rank)
+    backbone = model.config.backbone
+    if config.trains == "all" and isinstance(backbone, VlmConfig):
+        require_float32(model.config, backbone.dtype, f"{config.policy} has backbone_dtype={backbone.dtype}")
     torch.manual_seed(config.seed)  # of the low-rank updates
     adapt(model.backbone, model.config)
     save_policy(config.output / CLONED, model, replace(contract, execute_steps=steps), tokenizer)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from volar.robots.errors import UsageError
+from volar.vla.backbone import VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 
 if TYPE_CHECKING:
@@ -57,15 +59,31 @@ def adapt(backbone: "Backbone", config: VolarConfig) -> None:
 
 
 def merge(model: "VolarModel") -> "VolarModel":
-    """Adds low-rank updates to the weights they belong to, in place; all of the result trains. Returns the model."""
+    """Adds low-rank updates to the weights they belong to, in place; all of the result trains. Returns the model.
+
+    Where there are some, a pretrained model's weights become float32, and `config` says so: in bfloat16, small updates
+    would be rounded away.
+    """
     backbone: Any = model.backbone.model
-    for name, module in list(backbone.named_modules()):
-        if hasattr(module, "get_base_layer"):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+    updated = {name: module for name, module in backbone.named_modules() if hasattr(module, "get_base_layer")}
+    if updated and isinstance(model.config.backbone, VlmConfig):
+        backbone.float()
+        model.config = replace(model.config, backbone=replace(model.config.backbone, dtype="float32"))
+    for name, module in updated.items():
+        module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, module.get_base_layer())
     if hasattr(backbone, "peft_config"):
         del backbone.peft_config  # else the next updates would be taken for further ones
     model.backbone.requires_grad_(True)
     model.config = replace(model.config, vision="full", connector="full", language="full")
     return model
+
+
+def require_float32(config: VolarConfig, dtype: str, have: str) -> None:
+    """Raises `UsageError` where weights train in a type that is too coarse for an optimizer's steps. `have`: who has
+    it, for the message."""
+    full = [f"{part}=full" for part in PARTS if getattr(config, part) == "full"]
+    if dtype != "float32" and full:
+        lost = f"{have}, which loses the small steps of {', '.join(full)}"
+        raise UsageError(f"{lost}: frozen or lora, or backbone_dtype=float32 with precision=bf16")

@@ -13,7 +13,7 @@ from volar.robots.errors import UsageError, VolarError
 from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
 from volar.vla.action_tokenizers.fast import Fast
 from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
-from volar.vla.adapters import PARTS, adapt, merge
+from volar.vla.adapters import PARTS, adapt, merge, require_float32
 from volar.vla.backbone import BackboneConfig, VlmConfig
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.families import FAMILIES
@@ -91,7 +91,7 @@ def _from_pretrained(
 
     _require_no_dimensions(config, str(config.backbone))
     how = VolarConfig(**{part: chosen.get(part, "full") for part in PARTS})
-    _require_float32(how, config.backbone_dtype, f"backbone_dtype={config.backbone_dtype}")
+    require_float32(how, config.backbone_dtype, f"backbone_dtype={config.backbone_dtype}")
     added = 0
     if config.action_ids == "added":
         if chosen.get("language", "full") != "full":
@@ -161,13 +161,15 @@ def _from_policy(
     if wanted.finds_hand or (wanted.points == "hand" and wanted.decoder == "parallel"):
         reads = "finds_hand=true" if wanted.finds_hand else "points=hand"
         config.mix.require_one_state(f"{config.init} has {reads}, which")
+    merge(before)
+    backbone = before.config.backbone  # in float32 where updates were merged
+    wanted = replace(wanted, backbone=backbone)
     if isinstance(backbone, VlmConfig):
-        _require_float32(wanted, backbone.dtype, f"{config.init} has backbone_dtype={backbone.dtype}")
+        require_float32(wanted, backbone.dtype, f"{config.init} has backbone_dtype={backbone.dtype}")
         if backbone.dtype != "float32" and config.parallel == "fsdp":
             raise UsageError(f"parallel=fsdp shards weights of one precision; {config.init} has {backbone.dtype} ones")
     if config.lora_rank is not None and "lora" not in (wanted.vision, wanted.connector, wanted.language):
         raise UsageError(f"lora_rank={config.lora_rank} is for vision=lora, connector=lora or language=lora")
-    merge(before)
     plain = replace(wanted, vision="full", connector="full", language="full")
     keep = None if isinstance(backbone, BackboneConfig) else before.backbone
     model = VolarModel(plain, contract, keep, actions)
@@ -230,14 +232,6 @@ def _require_ids(config: VolarConfig, actions: ActionTokenizer, tokenizer: Instr
         if first <= id_ < backbone.words and id_ in tokenizer.markers:
             marker = f"{tokenizer.markers[id_]} of the prompt has id {id_}"
             raise UsageError(f"{marker}, and ids from {first} on would say actions or the state: {fix}")
-
-
-def _require_float32(config: VolarConfig, dtype: str, have: str) -> None:
-    """Raises `UsageError` where weights train in a type that is too coarse for an optimizer's steps."""
-    full = [f"{part}=full" for part in PARTS if getattr(config, part) == "full"]
-    if dtype != "float32" and full:
-        lost = f"{have}, which loses the small steps of {', '.join(full)}"
-        raise UsageError(f"{lost}: frozen or lora, or backbone_dtype=float32 with precision=bf16")
 
 
 def _words_kept(old: Tensor, fresh: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ import torch
 
 from volar.rl.episodes import Job, Setting
 from volar.rl.finetune import FinetuneConfig, finetune
-from volar.rl.finetuning_run import FinetuningRun
+from volar.rl.finetuning_run import FinetuningRun, save_cloned
 from volar.rl.report import write_finetuning_report
 from volar.robots.command_line import parse
 from volar.robots.contract import ContractError, PolicyContract
-from volar.robots.errors import Unknown, VolarError
+from volar.robots.errors import Unknown, UsageError, VolarError
 from volar.robots.policies import load_policy
 from volar.vla.adapters import PARTS, part_of
+from volar.vla.backbone import VlmConfig
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import save_policy
@@ -251,6 +252,25 @@ def test_a_policy_that_does_not_fit_is_refused_with_the_fields(policy_folder: Pa
     with pytest.raises(ContractError, match=r"robot: policy wants ur5e, found fr3.*state_units: .*inch"):
         finetune(config(tmp_path / "misfit", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_too_coarse_are_not_trained(policy_folder: Path, tmp_path: Path) -> None:
+    """As volar-train refuses them; but for low-rank updates, and those of a policy are merged to what it did."""
+    plain, contract, tokenizer = load_parts(policy_folder)
+    architecture = json.loads(plain.backbone.model.config.to_json_string(use_diff=False))
+    vlm = VlmConfig("llava", architecture, plain.config.backbone.image_size, dtype="bfloat16")
+    kept = {"vision": "frozen", "connector": "frozen"}
+    runs = {}
+    for language in ("frozen", "lora"):
+        model = VolarModel(replace(plain.config, backbone=vlm, language=language, **kept), contract)  # type: ignore[arg-type]
+        save_policy(tmp_path / language, model, contract, tokenizer)
+        runs[language] = config(tmp_path / language, tmp_path / f"{language}-out", trains="all", **kept)
+    with pytest.raises(UsageError, match=r"frozen has .*bfloat16, which loses the small steps of language=full"):
+        save_cloned(runs["frozen"])
+    save_cloned(replace(runs["frozen"], language="lora"))
+    save_cloned(config(tmp_path / "frozen", tmp_path / "head"))  # trains none of them
+    save_cloned(runs["lora"])
+    assert load_parts(tmp_path / "lora-out" / "cloned")[0].backbone.dtype == torch.float32
 
 
 def test_outputs_are_not_overwritten_by_accident(run: Path, policy_folder: Path, tmp_path: Path) -> None:
