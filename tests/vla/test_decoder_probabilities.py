@@ -112,3 +112,22 @@ def test_autoregressive_probabilities_by_hand(backbone: str, short: PolicyContra
         said = decoder.log_probabilities(model, prefix, tokens)
     torch.testing.assert_close(said.double(), expected, atol=1e-4, rtol=1e-4)
     assert float(outputs.action_loss) == pytest.approx(-float(expected.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["parallel", "autoregressive"])
+def test_what_is_no_action_token_has_no_probability(decoder: str, short: PolicyContract) -> None:
+    """No token's is 0, and the others' are as they were; an id of a word is refused by name."""
+    model = network(short, decoder)
+    prefix, end = seen(model), model.backbone.action_end
+    tokens = end - 1 - torch.arange(2 * STEPS * 7).reshape(2, -1)
+    with torch.inference_mode():
+        whole = model.decoder.log_probabilities(model, prefix, tokens)
+        tokens[1, -3:] = -1
+        said = model.decoder.log_probabilities(model, prefix, tokens)
+        assert (whole < 0).all()
+        assert (said[1, -3:] == 0).all()
+        torch.testing.assert_close(said[1, :-3], whole[1, :-3])
+        torch.testing.assert_close(said[0], whole[0])
+        for id_ in (end - 257, end, 3):
+            with pytest.raises(ValueError, match=rf"token {id_} is no action token \({end - 256}\.\.{end - 1}\)"):
+                model.decoder.log_probabilities(model, prefix, tokens.index_fill(1, torch.tensor(2), id_))

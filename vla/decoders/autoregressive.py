@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
 from volar.vla.action_tokenizers.uniform_bins import UniformBins
 from volar.vla.backbone import Piece
-from volar.vla.decoders.decoder import Decoded, Prefix
+from volar.vla.decoders.decoder import NOTHING, Decoded, Prefix, require_ids
 
 if TYPE_CHECKING:
     from volar.vla.modeling_volar import VolarModel
-
-NOTHING = -1  # id of no token
 
 
 class Autoregressive(nn.Module):
@@ -72,6 +70,7 @@ class Autoregressive(nn.Module):
         return (losses * counted).sum() / counted.sum().clamp(min=1), hidden
 
     def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
+        require_ids(tokens, self.first_id, self.end)
         logits, _ = self.token_logits(model, prefix, tokens)
         chosen = logits.float().log_softmax(-1).gather(-1, self._local(tokens)[..., None])[..., 0]
         return chosen * (tokens != NOTHING)
@@ -140,4 +139,5 @@ class Autoregressive(nn.Module):
         return Piece(embeddings, nn.functional.pad(tokens != NOTHING, (1, 0), value=True))
 
     def _local(self, tokens: Tensor) -> Tensor:
+        """Counted from 0; some number for `NOTHING`, which carries nothing."""
         return (tokens - self.first_id).clamp(min=0)

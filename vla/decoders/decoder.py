@@ -10,6 +10,8 @@ from volar.vla.backbone import Piece
 if TYPE_CHECKING:
     from volar.vla.modeling_volar import VolarModel
 
+NOTHING = -1  # id of no token
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -64,6 +66,14 @@ class Decoder(Protocol):
     def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
         """Of given tokens (B, T), each after those before it: (B, T), 0 where the id is -1.
 
-        Raises `VolarError` where there are no tokens.
+        Raises `ValueError` naming an id that is no action token, `VolarError` where there are no tokens.
         """
         ...
+
+
+def require_ids(tokens: Tensor, first: int, end: int) -> None:
+    """Raises `ValueError` naming an id that is neither `NOTHING` nor from `first` to before `end`; waits for the device
+    to tell."""
+    outside = tokens[(tokens != NOTHING) & ((tokens < first) | (tokens >= end))]
+    if outside.numel():
+        raise ValueError(f"token {int(outside[0])} is no action token ({first}..{end - 1}), nor {NOTHING} for none")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from volar.vla.action_tokenizers.uniform_bins import BINS, CENTRES
-from volar.vla.decoders.decoder import Decoded, Prefix
+from volar.vla.decoders.decoder import NOTHING, Decoded, Prefix, require_ids
 
 if TYPE_CHECKING:
     from volar.vla.modeling_volar import VolarModel
@@ -48,7 +48,10 @@ class Parallel:
         return Decoded(actions, hidden, tokens, log_probabilities, margin)
 
     def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
+        end = model.backbone.action_end
+        require_ids(tokens, end - BINS, end)
         logits, _ = self.logits(model, prefix)
-        bins = (model.backbone.action_end - 1 - tokens).reshape(logits.shape[:-1])
-        chosen: Tensor = logits.log_softmax(-1).gather(-1, bins.clamp(0, BINS - 1)[..., None])[..., 0]
-        return chosen.flatten(1)
+        said = tokens != NOTHING
+        bins = (end - 1 - tokens).where(said, 0).reshape(logits.shape[:-1])
+        chosen: Tensor = logits.log_softmax(-1).gather(-1, bins[..., None])[..., 0]
+        return chosen.flatten(1) * said
