@@ -22,7 +22,7 @@ from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import TorchPolicy, save_policy
 
-from .tiny_networks import STEPS, actions, network, seen
+from .tiny_networks import STEPS, actions, inputs, network, seen
 from .tiny_vlms import tiny_tokenizer
 
 Look = Callable[[int], Observation]
@@ -52,7 +52,7 @@ def test_masked_steps_carry_no_loss(decoder: str, short: PolicyContract) -> None
 
 
 def test_only_action_tokens_carry_loss(short: PolicyContract) -> None:
-    """The loss is the mean of minus the log-probabilities of the chunk's tokens, and of nothing else."""
+    """The loss is the mean of minus the log-probabilities of a chunk's tokens, and of nothing else."""
     model = network(short, "autoregressive", tokenizer="fast")
     decoder = model.decoder
     assert isinstance(decoder, Autoregressive)
@@ -66,7 +66,25 @@ def test_only_action_tokens_carry_loss(short: PolicyContract) -> None:
         loss, _ = decoder.loss(model, seen(model), wanted, torch.ones(2, STEPS, dtype=torch.bool), 0)
         said = decoder.log_probabilities(model, seen(model), tokens)
     assert said[1, lengths[1] :].abs().sum() == 0
-    assert float(loss) == pytest.approx(float(-said.sum() / lengths.sum()), rel=1e-5)
+    assert float(loss) == pytest.approx(float(-(said.sum(1) / lengths).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("tokenizer", ["bins", "fast"])
+def test_a_step_counts_alike_in_whatever_batch(tokenizer: str, short: PolicyContract) -> None:
+    """Losses of parts, weighted by their steps, are those of all; a chunk cut short counts less."""
+    model = network(short, "autoregressive", tokenizer=tokenizer)
+    wanted = actions()
+    wanted[1] = 0.0  # in FAST's tokens, a short sequence
+    mask = torch.tensor([[True, False], [True, True]])
+    with torch.no_grad():
+        whole = model.decoder.loss(model, seen(model), wanted, mask, 0)
+        pixels, ids, state = inputs(model)
+        parts = []
+        for i in range(2):
+            prefix = model.prefix(pixels[i : i + 1], ids[i : i + 1], state[i : i + 1])
+            parts.append(model.decoder.loss(model, prefix, wanted[i : i + 1], mask[i : i + 1], 0))
+    one, two = (float(part[0]) for part in parts)
+    assert float(whole[0]) == pytest.approx((one + 2 * two) / 3, rel=1e-4)
 
 
 def test_sequences_of_varying_length_come_back_as_chunks(short: PolicyContract) -> None:

@@ -63,11 +63,14 @@ class Autoregressive(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         tokens = self.encode(actions)
         logits, hidden = self.token_logits(model, prefix, tokens)
-        # A sequence of varying length says all of a chunk or nothing; else each token is of one step.
-        wanted = mask.any(1)[:, None] if not self.fixed else mask.repeat_interleave(actions.shape[2], 1)
-        counted = wanted & (tokens != NOTHING)
-        losses = nn.functional.cross_entropy(logits.float().mT, self._local(tokens), reduction="none")  # (B, T)
-        return (losses * counted).sum() / counted.sum().clamp(min=1), hidden
+        # Each step counts alike. A sequence of varying length is of all its chunk's steps, its tokens alike.
+        counted = tokens != NOTHING  # (B, T)
+        if self.fixed:
+            counted = mask.repeat_interleave(actions.shape[2], 1)
+        steps, labels = mask.sum(1), self._local(tokens)
+        weights = counted * (steps / counted.sum(1).clamp(min=1) / steps.sum().clamp(min=1))[:, None]
+        losses = nn.functional.cross_entropy(logits.float().mT, labels, reduction="none")  # (B, T)
+        return (losses * weights).sum(), hidden
 
     def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
         require_ids(tokens, self.first_id, self.end)
