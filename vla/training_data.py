@@ -1,5 +1,6 @@
 """What a training run learns from, and what it is measured on: datasets opened, told apart, mixed and shared out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,10 +79,20 @@ class Part:
     def frames(self) -> int:
         return sum(self.mixture.sizes.values())
 
-    def places(self, step: int, share: int, shares: int) -> NDArray[np.int64]:
-        """Where in the stream the samples of share `share` of `shares` of a step stand; none of them twice."""
-        size = self.mixture.batch_size
-        return np.arange(step * size + size * share // shares, step * size + size * (share + 1) // shares)
+
+def places(sizes: Sequence[int], step: int, share: int, shares: int) -> list[NDArray[np.int64]]:
+    """Where in each stream the samples of share `share` of `shares` of a step stand, of which it has `sizes`.
+
+    The step's samples stand in a row, stream after stream, and are shared out evenly: nobody's share is empty where
+    there are as many of them as shares, though a stream may have fewer.
+    """
+    total, found, begin = sum(sizes), [], 0
+    first, end = total * share // shares, total * (share + 1) // shares
+    for size in sizes:
+        mine = np.arange(max(first - begin, 0), min(end - begin, size))
+        found.append(step * size + mine)
+        begin += size
+    return found
 
 
 def open_frames(source: Path, form: Form = "auto") -> FrameCache:

@@ -23,7 +23,7 @@ from volar.vla.network_facts import IMAGE, policy_contract
 from volar.vla.processes import Processes, choose_precision
 from volar.vla.sharding import whole
 from volar.vla.training_checkpoint import write_checkpoint
-from volar.vla.training_data import Data, Part, make_parts, open_data
+from volar.vla.training_data import Data, Part, make_parts, open_data, places
 from volar.vla.training_settings import completed
 from volar.vla.training_state import WeightAverage, load_progress, load_training_state
 
@@ -190,10 +190,8 @@ class TrainingRun:
 
     def batch(self, step: int, share: int = 0, shares: int = 1) -> dict[str, Tensor]:
         """Share `share` of `shares` of a step's samples, on the CPU."""
-        places = [part.places(step, share, shares) for part in self.parts]
-        pieces = [
-            self.tensors(part, part.mixture.at(at)) for part, at in zip(self.parts, places, strict=True) if len(at)
-        ]
+        here = places([part.mixture.batch_size for part in self.parts], step, share, shares)
+        pieces = [self.tensors(part, part.mixture.at(at)) for part, at in zip(self.parts, here, strict=True) if len(at)]
         return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
     def on_device(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:

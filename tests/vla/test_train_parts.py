@@ -16,7 +16,7 @@ from volar.robots.errors import UsageError, VolarError
 from volar.vla.checkpoint_policy import load_parts
 from volar.vla.processes import Processes
 from volar.vla.train import TrainConfig, train
-from volar.vla.training_data import answer_id
+from volar.vla.training_data import answer_id, places
 from volar.vla.training_run import TrainingRun
 
 from .tiny_vlms import tiny_folder
@@ -38,14 +38,33 @@ def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("decoder", ["parallel", "autoregressive"])
-def test_pieces_add_up_to_the_step(settings: Settings, dataset: Path, questions: Path, decoder: str) -> None:
-    """Also where they are of unequal size, and one has no question: masked means are of the whole step."""
-    config = settings(batch_size=13, scenes=dataset, questions=questions, decoder=decoder)
-    whole, pieces = TrainingRun.start(config), TrainingRun.start(settings(**vars(config) | {"accumulate": 5}))
-    seen = torch.cat([pieces.batch(0, i, 5)["state"] for i in range(5)])
-    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, whole.batch(0)["state"].tolist()))
-    assert any((pieces.batch(0, i, 5)["answers"] < 0).all() for i in range(5))
+@pytest.mark.parametrize("mixed_in", [(), (0.25,), (0.25, 0.1), (0.9, 0.05)])
+@pytest.mark.parametrize("batch_size", [8, 13, 64, 100])
+def test_every_share_of_a_step_has_samples(batch_size: int, mixed_in: tuple[float, ...]) -> None:
+    """As many as the others, but for one; and all of them together are the step."""
+    beside = [round(fraction * batch_size) for fraction in mixed_in]
+    sizes = [batch_size - sum(beside), *beside]
+    for shares in range(1, batch_size + 1):
+        found = [places(sizes, 3, share, shares) for share in range(shares)]
+        counts = [sum(map(len, share)) for share in found]
+        assert max(counts) - 1 <= min(counts) > 0
+        for size, stream in zip(sizes, zip(*found, strict=True), strict=True):
+            assert np.concatenate(stream).tolist() == list(range(3 * size, 4 * size))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "size", "count"), [("parallel", 13, 5), ("autoregressive", 13, 5), ("autoregressive", 8, 8)]
+)
+def test_pieces_add_up_to_the_step(
+    settings: Settings, dataset: Path, questions: Path, decoder: str, size: int, count: int
+) -> None:
+    """Also where they are of unequal size, or of one kind of sample: masked means are of the whole step."""
+    config = settings(batch_size=size, scenes=dataset, questions=questions, decoder=decoder)
+    whole, pieces = TrainingRun.start(config), TrainingRun.start(settings(**vars(config) | {"accumulate": count}))
+    seen = torch.cat([pieces.batch(0, i, count)["state"] for i in range(count)])
+    assert torch.equal(seen, whole.batch(0)["state"])
+    assert any((pieces.batch(0, i, count)["answers"] < 0).all() for i in range(count))
+    assert not pieces.batch(0, count - 1, count)["mask"].any()  # no action
     a, b = whole.train_step(RATE), pieces.train_step(RATE)
     assert a.named().keys() == b.named().keys() >= {"total", "action", "answer"}
     for name, value in a.named().items():
