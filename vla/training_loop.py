@@ -39,7 +39,7 @@ def run_to_the_end(config: "TrainConfig", training: TrainingRun) -> None:
                 if log is not None:
                     log.write(metrics)
             training.save()
-        if stopping.is_set():
+        if training.stopped:
             raise KeyboardInterrupt
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -80,7 +80,7 @@ def training_steps(
         yield told(row)
     with progress_bar(training) as bar:
         task = bar.add_task(config.stage, total=1.0, note="")
-        while training.done(config) < 1.0 and not stopping.is_set():
+        while training.done(config) < 1.0 and not training.stopped:
             losses = training.train_step(learning_rate(config, training.step, training.done(config)))
             stretch.after_step(losses, stopping)
             if config.save_every_steps:
@@ -110,6 +110,7 @@ class Stretch:
     def after_step(self, losses: "Losses", stopping: threading.Event) -> None:
         """All processes go by the first one's clock, and stop when one of them was asked to.
 
+        Only what all of them were told here may end the loop: a signal that comes to one later counts at the next step.
         Raises `VolarError` when the loss of any of them is no number.
         """
         training = self._training
@@ -117,8 +118,7 @@ class Stretch:
         elapsed_s = self._first_s + time.monotonic() - self._begun_s
         mine = [loss, float(stopping.is_set()), elapsed_s * training.processes.first]
         loss, stop, training.elapsed_s = training.processes.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        if stop:
-            stopping.set()
+        training.stopped = bool(stop)
         if not math.isfinite(loss):
             config = training.config
             slower = f"a learning_rate below {config.learning_rate}"

@@ -49,6 +49,7 @@ class TrainingRun:
         self.data, self.parts = data, make_parts(config, data, contract, tokenizer, processes.count)
         self.accelerator = processes.accelerator(precision)
         self.step, self.elapsed_s, self.gradient_norm = 0, 0.0, 0.0
+        self.stopped = False  # before its end, in all processes
         self.said: list[Said] = []  # in the last step, where the decoder says it while it learns
         if config.gradient_checkpointing:
             compute_twice(bare)

@@ -31,11 +31,28 @@ def moments(training: TrainingRun) -> dict[str, np.ndarray]:
     return {names[p]: state["exp_avg"].numpy() for p, state in training.optimizer.state.items()}
 
 
+def read(output: Path) -> tuple[dict[str, np.ndarray], ...]:
+    """Of the last checkpoint: weights, first and second moments, and the policy, which is the averaged weights."""
+    last = output / "checkpoints" / "last"
+    state = load_file(last / "training_state" / "state.safetensors")
+    parts = ("model.", "exp_avg.", "exp_avg_sq.")
+    found = ({name: value for name, value in state.items() if name.startswith(part)} for part in parts)
+    return (*found, load_file(last / "pretrained_model" / "model.safetensors"))
+
+
 def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert a.keys() == b.keys()
     scale = max(float(np.abs(value).max()) for value in a.values())
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+
+
+def assert_trained_alike(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    """Where a gradient is nothing but rounding, Adam moves a weight by the learning rate all the same."""
+    assert a.keys() == b.keys()
+    apart = np.concatenate([np.abs(a[name] - b[name]).ravel() for name in a])
+    assert apart.max() < RATE
+    assert apart.mean() < 1e-3 * RATE
 
 
 @pytest.mark.parametrize("mixed_in", [(), (0.25,), (0.25, 0.1), (0.9, 0.05)])
@@ -88,18 +105,32 @@ def test_recomputed_layers_give_the_same_gradients(settings: Settings) -> None:
         TrainingRun.start(settings(gradient_checkpointing=True, decoder="flow"))
 
 
-def launch(words: list[str], config: TrainConfig, **changes: object) -> None:
-    """`volar-train` in two processes on this machine."""
+def launch(
+    words: list[str], config: TrainConfig, program: tuple[str, ...] = ("-m", "volar.vla.train"), **changes: object
+) -> tuple[int, str, str]:
+    """`volar-train`, or a program that calls it, in two processes on this machine: what they leave and say."""
     names = ("dataset", "scenes", "questions", "steps", "batch_size", "warmup_steps", "precision", "threads", "width")
     names += ("layers", "validation", "output", "resume", "backbone", "vision", "language", "learning_rate")
     given = {name: getattr(config, name) for name in names} | changes
     settings = [f"{name}={value}".replace("True", "true") for name, value in given.items() if value is not None]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    command = [str(Path(sys.executable).with_name(words[0])), *words[1:], "-m", "volar.vla.train", *settings]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes" in done.stdout
-    assert done.stdout.count("policy: ") == 1  # one of them speaks
+    command = [str(Path(sys.executable).with_name(words[0])), *words[1:], *program, *settings]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        try:
+            said = launcher.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            launcher.terminate()  # and with it the processes, which a kill would leave behind
+            pytest.fail(f"they wait for each other: {launcher.communicate()[1][-3000:]}")
+    return launcher.returncode, *said
+
+
+def finish(words: list[str], config: TrainConfig, **changes: object) -> None:
+    code, said, errors = launch(words, config, **changes)
+    assert code == 0, errors[-3000:]
+    assert "2 processes" in said
+    assert said.count("policy: ") == 1  # one of them speaks
 
 
 LAUNCHERS = {
@@ -108,25 +139,48 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(
-    settings: Settings, dataset: Path, questions: Path, tmp_path: Path, parallel: str
+# One of two processes is told to stop, once all of them have agreed to go on after step 1, or in step 2.
+SIGNALLED = """
+import os, signal
+from volar.vla import train, training_run
+do = training_run.TrainingRun.{where}
+def signalled(self, *args):
+    if self.step == 1 and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    return do(self, *args)
+training_run.TrainingRun.{where} = signalled
+raise SystemExit(train.main())
+"""
+
+
+@pytest.mark.parametrize(("parallel", "where"), [("ddp", "save"), ("fsdp", "train_step")])
+def test_two_processes_stop_and_go_on_as_one_that_does_not(
+    settings: Settings, dataset: Path, questions: Path, tmp_path: Path, parallel: str, where: str
 ) -> None:
-    """And what they leave is read, and gone on with, by one."""
-    config = settings(scenes=dataset, questions=questions, steps=3, batch_size=9, width=32, layers=2, validation=0.2)
+    """A signal to one of them ends both after the same step. What they leave is read, and gone on with, by one."""
+    config = settings(scenes=dataset, questions=questions, steps=4, batch_size=9, width=32, layers=2, validation=0.2)
     train(settings(**vars(config) | {"output": tmp_path / "one"}))
-    launch(LAUNCHERS[parallel], config, parallel=parallel, accumulate=2)
-    one, two = ((tmp_path / name / "checkpoints" / "last") for name in ("one", "run"))
-    states = [load_file(folder / "training_state" / "state.safetensors") for folder in (one, two)]
-    for part in ("exp_avg.", "exp_avg_sq."):
-        assert_close(*({name: v for name, v in state.items() if name.startswith(part)} for state in states))
+    how: dict[str, object] = {"parallel": parallel, "accumulate": 2}
+    program, last = tmp_path / "signalled.py", config.output / "checkpoints" / "last"
+    program.write_text(SIGNALLED.format(where=where))
+    code, _, errors = launch(LAUNCHERS[parallel], config, (str(program),), **how, save_every_steps=1)
+    assert code != 0
+    assert last.resolve().name == "000002", errors[-3000:]
+    finish(LAUNCHERS[parallel], config, **how, resume=True)
+    (weights, *moments, policy), (weights_2, *moments_2, policy_2) = (read(tmp_path / name) for name in ("one", "run"))
+    for one, two in zip(moments, moments_2, strict=True):
+        assert_close(one, two)
+    for one, two in ((weights, weights_2), (policy, policy_2)):
+        assert_trained_alike(one, two)
     rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "run")]
     for name in ("total", "action", "answer", "patch", "place"):
         assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-3), name
     assert {name for name in rows[0] if "/" in name} == {name for name in rows[1] if "/" in name}
-    load_parts(two / "pretrained_model")
-    train(settings(**vars(config) | {"steps": 4, "resume": True}))
-    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "000004"
+    for name in ("m", "rad", "gripper"):
+        assert rows[1][f"validation/l1_{name}"] == pytest.approx(rows[0][f"validation/l1_{name}"], rel=1e-2), name
+    load_parts(last / "pretrained_model")
+    train(settings(**vars(config) | {"steps": 5, "resume": True}))
+    assert last.resolve().name == "000005"
 
 
 def test_shares_of_a_pretrained_backbone_train_as_one(settings: Settings, tmp_path: Path) -> None:
@@ -135,17 +189,17 @@ def test_shares_of_a_pretrained_backbone_train_as_one(settings: Settings, tmp_pa
     parts = {"backbone": str(model), "vision": "frozen", "language": "lora", "learning_rate": 3e-3}
     config = settings(steps=3, **parts)
     train(settings(**vars(config) | {"output": tmp_path / "one"}))
-    launch(LAUNCHERS["fsdp"], config, parallel="fsdp")
-    one, two = ((tmp_path / name / "checkpoints" / "last") for name in ("one", "run"))
-    states = [load_file(folder / "training_state" / "state.safetensors") for folder in (one, two)]
-    assert any("lora_A" in name and np.abs(value).max() > 0 for name, value in states[1].items() if "exp_avg." in name)
-    for part in ("exp_avg.", "exp_avg_sq."):
-        assert_close(*({name: v for name, v in state.items() if name.startswith(part)} for state in states))
-    a, b = (load_file(folder / "pretrained_model" / "model.safetensors") for folder in (one, two))
-    frozen = [name for name in a if "vision_model" in name or "base_layer" in name]
+    finish(LAUNCHERS["fsdp"], config, parallel="fsdp")
+    one, two = read(tmp_path / "one"), read(tmp_path / "run")
+    assert any("lora_A" in name and np.abs(value).max() > 0 for name, value in two[1].items())
+    for i in (1, 2):
+        assert_close(one[i], two[i])
+    for i in (0, 3):
+        assert_trained_alike(one[i], two[i])
+    frozen = [name for name in one[3] if "vision_model" in name or "base_layer" in name]
     assert frozen
-    assert all(np.array_equal(a[name], b[name]) for name in frozen)
-    load_parts(two / "pretrained_model")
+    assert all(np.array_equal(one[3][name], two[3][name]) for name in frozen)
+    load_parts(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
 
 
 def test_launchers_that_do_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
