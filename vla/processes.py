@@ -75,6 +75,10 @@ class Processes:
         """The first process's numbers, in all."""
         return self.sum(torch.tensor(values, dtype=torch.float64) * self.first).tolist()
 
+    def gather(self, value: float) -> list[float]:
+        """Each process's number, in order, in all."""
+        return self.sum(value * torch.eye(self.count, dtype=torch.float64)[self.index]).tolist()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Of all processes, elementwise; on the CPU."""
         if self.count == 1:

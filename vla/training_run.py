@@ -24,7 +24,7 @@ from volar.vla.processes import Processes, choose_precision
 from volar.vla.sharding import whole
 from volar.vla.training_checkpoint import write_checkpoint
 from volar.vla.training_data import Data, Part, make_parts, open_data, places
-from volar.vla.training_settings import completed
+from volar.vla.training_settings import checkpoint_to_resume, completed
 from volar.vla.training_state import WeightAverage, load_progress, load_training_state
 
 if TYPE_CHECKING:
@@ -69,14 +69,15 @@ class TrainingRun:
     @staticmethod
     def start(config: "TrainConfig") -> "TrainingRun":
         """A new run, or the one in `config.output` with `resume`. Raises `VolarError` on unusable input."""
-        processes, config = Processes(config.parallel), completed(config)
+        processes = Processes(config.parallel)
+        last = checkpoint_to_resume(config, processes)
+        config = completed(config, last)
         torch.manual_seed(config.seed)
         with processes.one_by_one():
             data = open_data(config)
         contract = training_contract(config, data)
         data = data.under(contract)
-        last = config.output / "checkpoints" / "last"
-        if config.resume and last.exists():
+        if last is not None:
             return TrainingRun._resumed(config, processes, last, data, contract)
         network = make_network(config, contract, data.sources, data.labels_hand)
         if network.anew and processes.first:

@@ -183,6 +183,24 @@ def test_two_processes_stop_and_go_on_as_one_that_does_not(
     assert last.resolve().name == "000005"
 
 
+def test_disks_of_their_own_are_refused(settings: Settings, tmp_path: Path) -> None:
+    """As two machines have, of which only the first wrote a checkpoint."""
+    train(settings(steps=1, width=16, layers=1))
+    program = tmp_path / "machines.py"
+    program.write_text(
+        "import os, sys\n"
+        "from volar.vla import train\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    sys.argv = [f'{word}-of-another' if word.startswith('output=') else word for word in sys.argv]\n"
+        "raise SystemExit(train.main())\n"
+    )
+    config = settings(steps=2, width=16, layers=1, resume=True)
+    code, _, errors = launch(LAUNCHERS["fsdp"], config, (str(program),), resume=True)
+    assert code != 0
+    assert "process 0 finds that of step 1 in" in errors
+    assert "process 1 none: output= must be on a file system that all machines share" in errors
+
+
 def test_shares_of_a_pretrained_backbone_train_as_one(settings: Settings, tmp_path: Path) -> None:
     """Frozen weights are shared out, too; low-rank updates learn the same, and the policy is whole."""
     model = tiny_folder(tmp_path / "model")
