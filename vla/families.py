@@ -23,9 +23,12 @@ class Family:
     `ValueError` for an S that the vision tower cannot take. `vision`, `connector`, `language`: what trains separately.
     `bidirectional`: the prefix attends to all of itself, as it was pretrained. `first_position`: of the first token.
     `mrope`: positions of image tokens are rows and columns (Qwen2-VL, Wang et al., 2024, section 2.1).
-    `heads`, `image_start`, `image_end`, `template`: the text before all images, around each and after them, as the
-    model was instructed with; of heads the first whose markers its vocabulary has. `words_first` puts the text before
-    the images instead, where nothing was pretrained.
+    `prompts`: the text before all images and after them, as models were instructed with; of several the first whose
+    markers the vocabulary has. Each says its own start of a sequence (<bos>): what `tokenizer.json` would add is
+    taken off when a processor saves it. `image_start`, `image_end`: around each image, where the vocabulary has their
+    first marker; of what follows it, models spell what is no token. `words_first` puts the text before the images
+    instead, where nothing was pretrained.
+    `towers`: the vision towers, by `model_type`, of which `encode` is right; any where there are none.
     `prepare(config, S)`: computes what cannot be computed while a graph is exported.
     """
 
@@ -37,11 +40,11 @@ class Family:
     bidirectional: bool = False
     first_position: int = 0
     mrope: bool = False
-    heads: tuple[str, ...] = ()
+    prompts: tuple[tuple[str, str], ...] = ()
     image_start: str = ""
     image_end: str = ""
-    template: str = "{instruction}"
     words_first: bool = False
+    towers: tuple[str, ...] = ()
     prepare: Callable[[Any, int], None] | None = None
 
 
@@ -80,17 +83,26 @@ def _qwen_side(config: Any, size: int) -> int:
     return _multiple_side(size, config.vision_config.patch_size * config.vision_config.spatial_merge_size)
 
 
+def _internvl_side(config: Any, size: int) -> int:
+    patch = int(config.vision_config.patch_size[0])
+    return _multiple_side(size, round(patch / config.downsample_ratio))
+
+
 # Prompts: the chat templates that the models' authors publish beside them, for one turn of the user.
+_CHATML = "{instruction}<|im_end|>\n<|im_start|>assistant\n"
 _IDEFICS = Family(
     _idefics,
     _idefics_side,
     vision="vision_model",
     connector=("connector",),
     language="text_model",
-    heads=("<|im_start|>User:", "User:"),
+    prompts=(  # SmolVLM's, and Idefics3's
+        ("<|im_start|>User:", "{instruction}<end_of_utterance>\nAssistant:"),
+        ("<|begin_of_text|>User:", "{instruction}<end_of_utterance>\nAssistant:"),
+    ),
+    # Not every vocabulary has <global-img> as a token, Idefics3's not: transformers' pull request 32473.
     image_start="<fake_token_around_image><global-img>",
     image_end="<fake_token_around_image>",
-    template="{instruction}<end_of_utterance>\nAssistant:",
 )
 _QWEN3 = Family(
     qwen_vision.encode,
@@ -99,20 +111,45 @@ _QWEN3 = Family(
     vision="visual",
     connector=("visual.merger", "visual.deepstack_merger_list"),
     mrope=True,
-    heads=("<|im_start|>user\n",),
+    prompts=(("<|im_start|>user\n", _CHATML),),
     image_start="<|vision_start|>",
     image_end="<|vision_end|>",
-    template="{instruction}<|im_end|>\n<|im_start|>assistant\n",
 )
 _QWEN2_HEAD = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-_LLAVA = Family(_features, _fixed_side, heads=("USER: ",), template="\n{instruction} ASSISTANT:")
+_QWEN2 = replace(_QWEN3, connector=("visual.merger",), prompts=((_QWEN2_HEAD, _CHATML),))
+_PALIGEMMA = Family(
+    _features, _fixed_side, bidirectional=True, first_position=1, prompts=(("", "<bos>{instruction}\n"),)
+)
+_LLAVA = Family(
+    _features,
+    _fixed_side,
+    prompts=(  # LLaVA-Interleave's (Qwen), that on Llama 3, and LLaVA-1.5's (Vicuna)
+        ("<|im_start|>user ", "\n{instruction}<|im_end|><|im_start|>assistant"),
+        (
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+            "\n{instruction}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        ("<s>USER: ", "\n{instruction} ASSISTANT:"),
+    ),
+    towers=("clip_vision_model", "siglip_vision_model"),
+)
+_INTERNVL = Family(
+    _features,
+    _internvl_side,
+    prompts=(("<|im_start|>user\n", _CHATML),),
+    image_start="<img>",
+    image_end="</img>\n",
+    towers=("internvl_vision",),
+)
 
 FAMILIES: dict[str, Family] = {
     "tiny": Family(_features, _fixed_side, bidirectional=True, words_first=True),
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
-    "paligemma": Family(_features, _fixed_side, bidirectional=True, first_position=1, template="{instruction}\n"),
-    "qwen2_5_vl": replace(_QWEN3, connector=("visual.merger",), heads=(_QWEN2_HEAD,)),
+    "paligemma": _PALIGEMMA,
+    "qwen2_vl": _QWEN2,
+    "qwen2_5_vl": _QWEN2,
     "qwen3_vl": _QWEN3,
     "llava": _LLAVA,
+    "internvl": _INTERNVL,
 }

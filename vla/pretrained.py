@@ -19,6 +19,7 @@ from volar.vla.instruction_tokenizer import InstructionTokenizer
 TEXT_LENGTH = 48  # tokens of an instruction with its template; a sentence of twenty words has about thirty
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_MARKER = re.compile(r"<[^<>]+>")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -95,25 +96,22 @@ def describe(
     architecture: Any, tokenizer: dict[str, Any], folder: Path, image_size: int | None, dtype: str
 ) -> tuple[VlmConfig, dict[str, Any]]:
     """What a policy keeps of a model, and the tokenizer of its instructions. Raises `VolarError`."""
-    family = FAMILIES[architecture.model_type]
-    size = image_size or int(getattr(architecture.vision_config, "image_size", 224))
+    family, vision = FAMILIES[architecture.model_type], architecture.vision_config
+    if family.towers and vision.model_type not in family.towers:
+        raise Unknown(f"vision tower of a {architecture.model_type}", vision.model_type, family.towers)
+    own = getattr(vision, "image_size", 224)
+    size = image_size or int(own[0] if isinstance(own, list | tuple) else own)
     try:
         family.side(architecture, size)
     except ValueError as error:
         raise VolarError(f"{folder}: {error}; set image_size=") from error
     mean, std = image_statistics(folder)
-    reader = SubwordTokenizer(tokenizer, 64)
-    head = next((text for text in family.heads if _known(text, tokenizer)), "")
-    if head:  # what starts a sequence goes there, and not before the instruction again
-        ids = tuple(int(i) for i in reader.encode(head) if i != NO_TOKEN)
-        tokenizer = tokenizer | {"post_processor": None}
-        reader = SubwordTokenizer(tokenizer, 64)
-    else:
-        ids = ()
+    head, template = next((p for p in family.prompts if _has(tokenizer, *p)), ("", ""))
+    ids = _spell(head, tokenizer)
+    if template:
+        tokenizer = _inside(tokenizer)
     around = [
-        tuple(int(i) for i in reader.encode(_known(text, tokenizer)) if i != NO_TOKEN)
-        if _known(text, tokenizer)
-        else ()
+        _spell(text, tokenizer) if _has(tokenizer, *_MARKER.findall(text)[:1]) else ()
         for text in (family.image_start, family.image_end)
     ]
     config = VlmConfig(
@@ -125,7 +123,7 @@ def describe(
         head=ids,
         image_start=around[0],
         image_end=around[1],
-        template=_known(family.template, tokenizer) or "{instruction}",
+        template=template or "{instruction}",
         dtype=dtype,
         words=count_words(tokenizer),
     )
@@ -170,10 +168,34 @@ def _without_path(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_path(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _known(text: str, tokenizer: dict[str, Any]) -> str:
-    """`text`, or nothing where the vocabulary lacks one of its markers: the model was not instructed with it."""
+def _has(tokenizer: dict[str, Any], *texts: str) -> bool:
+    """Whether the vocabulary has every marker of the texts: else the model was not instructed with them."""
     added = {token["content"] for token in tokenizer.get("added_tokens", [])}
-    return text if set(re.findall(r"<[^<>]+>", text)) <= added else ""
+    return {marker for text in texts for marker in _MARKER.findall(text)} <= added
+
+
+def _spell(text: str, tokenizer: dict[str, Any]) -> tuple[int, ...]:
+    """The ids of a text, and nothing added but the space that some tokenizers begin words with. Their start of a
+    sequence is read apart: it does not count as what such a space would follow."""
+    start = _MARKER.match(text)
+    parts = (start.group(), text[start.end() :]) if start else (text,)
+    reader = SubwordTokenizer(tokenizer | {"post_processor": None}, 64)
+    return tuple(int(i) for part in parts for i in reader.encode(part) if i != NO_TOKEN)
+
+
+def _inside(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer of what follows in a prompt: it puts before a text neither the start of a sequence nor the space
+    that it puts before the first word."""
+
+    def no_space(part: Any) -> Any:
+        if isinstance(part, list):
+            return [no_space(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        first = part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first"
+        return {name: no_space(value) for name, value in part.items()} | ({"prepend_scheme": "never"} if first else {})
+
+    return tokenizer | {"post_processor": None, "pre_tokenizer": no_space(tokenizer.get("pre_tokenizer"))}
 
 
 def _read_json(folder: Path, name: str, fix: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def own_forward(name: str, model: Any, ids: Tensor, images: Tensor) -> Tensor:
         seen = processor(list(images.flatten(0, 1) / 2 + 0.5), return_tensors="pt")
         values = seen["pixel_values"]
         extra = {"image_grid_thw": seen["image_grid_thw"], "mm_token_type_ids": (ids == IMAGE_ID).int()}
-    elif name in ("llava", "paligemma", "paligemma2"):
+    elif name.startswith(("llava", "paligemma", "internvl")):
         values = images.flatten(0, 1)
     if name.startswith("paligemma"):
         extra = {"token_type_ids": torch.zeros_like(ids)}  # all of it is prefix

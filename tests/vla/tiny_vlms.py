@@ -59,6 +59,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "hidden_size": 32,
         "image_token_id": IMAGE_ID,
     },
+    "qwen2_vl": _QWEN
+    | {
+        "text_config": _QWEN_TEXT,
+        "vision_config": {
+            "depth": 2,
+            "embed_dim": 24,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+        },
+    },
     "qwen2_5_vl": _QWEN
     | {
         "text_config": _QWEN_TEXT,
@@ -104,9 +116,46 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
     },
+    "llava_interleave": {
+        "model_type": "llava",
+        "text_config": _TEXT | {"model_type": "qwen2"},
+        "vision_config": _SIGLIP,
+        "image_token_index": IMAGE_ID,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    "internvl": {
+        "text_config": _TEXT | {"model_type": "qwen2"},
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [32, 32],
+            "patch_size": [8, 8],
+        },
+        "image_token_id": IMAGE_ID,
+        "image_seq_length": 4,
+    },
 }
-SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<end_of_utterance>", "<image>")
-SPECIAL += ("<fake_token_around_image>", "<global-img>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+# Of each family's tokenizer: the tokens it begins with, and those added after all words.
+_CHAT = ("<|im_start|>", "<|im_end|>")
+_FAKE = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+_QWEN_MARKERS = ("<|endoftext|>", *_CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_GEMMA_MARKERS = (("<pad>", "<eos>", "<bos>", "<unk>"), ("<image>",))
+MARKERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "smolvlm": (("<|endoftext|>", *_CHAT), ("<global-img>", *_FAKE)),
+    "idefics3": ((), ("<|begin_of_text|>", "<|end_of_text|>", *_FAKE)),  # <global-img> is no token
+    "paligemma": _GEMMA_MARKERS,
+    "paligemma2": _GEMMA_MARKERS,
+    "qwen2_vl": ((), _QWEN_MARKERS),
+    "qwen2_5_vl": ((), _QWEN_MARKERS),
+    "qwen3_vl": ((), _QWEN_MARKERS),
+    "llava": (("<unk>", "<s>", "</s>"), ("<image>", "<pad>")),
+    "llava_interleave": ((), ("<|endoftext|>", *_CHAT, "<image>")),
+    "internvl": ((), ("<|endoftext|>", *_CHAT, "<img>", "</img>", "<IMG_CONTEXT>", "<video>")),
+}
+_STARTS = {"idefics3": "<|begin_of_text|>", "llava": "<s>"}  # what the tokenizer itself puts before a text
 
 
 def tiny_model(name: str, seed: int = 0) -> Any:
@@ -127,27 +176,46 @@ def tiny_model(name: str, seed: int = 0) -> Any:
 def tiny_folder(path: Path, name: str = "smolvlm") -> Path:
     """What `save_pretrained` of model, tokenizer and image processor leaves: enough to train from."""
     tiny_model(name).save_pretrained(path)
-    (path / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()))
+    (path / "tokenizer.json").write_text(json.dumps(tiny_tokenizer(name)))
     statistics = {"do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
     (path / "preprocessor_config.json").write_text(json.dumps(statistics))
     return path
 
 
-def tiny_tokenizer() -> dict[str, Any]:
-    """The `tokenizer.json` of byte pairs, with the markers of every family."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def tiny_tokenizer(name: str = "smolvlm") -> dict[str, Any]:
+    """The `tokenizer.json` of byte pairs as a family has it: words, then markers; fewer ids than the model has rows.
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    Gemma's and Llama's spell spaces in words and begin with the tokens of a sequence; PaliGemma's is as its processor
+    saves it, without anything that adds <bos>.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    first, last = MARKERS[name]
+    pieces = first[0] in ("<pad>", "<unk>") if first else False  # of SentencePiece, else of bytes
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True) if pieces else models.BPE())
+    if name.startswith("paligemma"):
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    elif pieces:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    size = VOCABULARY - 20 - len(last)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 10,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=size,
+        special_tokens=[*first, *(f"<0x{i:02X}>" for i in range(256))] if pieces else list(first),
+        initial_alphabet=[] if pieces else pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ["lift the red block", "put the blue block on the plate", "User: Assistant:"], trainer
-    )
+    texts = ["lift the red block", "put the blue block on the plate", "User: Assistant: USER: ASSISTANT:"]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(last))
+    if name in _STARTS:
+        start = _STARTS[name]
+        ids = [(start, tokenizer.token_to_id(start))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=ids)
     raw: dict[str, Any] = json.loads(tokenizer.to_str())
+    if pieces:  # bytes are words to the model, and no markers
+        raw["added_tokens"] = [token for token in raw["added_tokens"] if not token["content"].startswith("<0x")]
     return raw
