@@ -50,9 +50,10 @@ def load_pretrained(
 
     try:
         load: Any = AutoModelForImageTextToText.from_pretrained
-        model = load(str(folder), dtype=DTYPES[dtype], local_files_only=True)
+        model, found = load(str(folder), dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise VolarError(f"the weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    _require_all(found, folder)
     if added_tokens:
         model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + added_tokens, mean_resizing=False)
         config = replace(config, architecture=_complete(model.config), words=None)
@@ -196,6 +197,14 @@ def _inside(tokenizer: dict[str, Any]) -> dict[str, Any]:
         return {name: no_space(value) for name, value in part.items()} | ({"prepend_scheme": "never"} if first else {})
 
     return tokenizer | {"post_processor": None, "pre_tokenizer": no_space(tokenizer.get("pre_tokenizer"))}
+
+
+def _require_all(found: dict[str, Any], folder: Path) -> None:
+    """Raises `VolarError` where weights are missing, and so random; one that is tied to another is not missing."""
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        more = f"; it has {len(unused)} that the model does not take: {', '.join(unused[:3])}" if unused else ""
+        raise VolarError(f"{folder} lacks {len(missing)} weights: {', '.join(missing[:3])}{more}")
 
 
 def _read_json(folder: Path, name: str, fix: str) -> dict[str, Any]:

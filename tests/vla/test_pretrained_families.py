@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from volar.robots.errors import Unknown, VolarError
 from volar.robots.exported_policy import ExportedPolicy
@@ -230,6 +231,19 @@ def test_every_family_trains_in_parts_and_acts(
     if name in ("internvl", "qwen2_vl"):  # others are exported elsewhere
         export(ExportConfig(policy=tmp_path / "run", output=tmp_path / "artifact"))
         require_same_actions(policy, ExportedPolicy(tmp_path / "artifact"), 3)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    """`transformers` makes them up, and says so in its log alone. What is tied to another weight may be missing."""
+    folder = tiny_folder(tmp_path, "paligemma")
+    load_pretrained(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    assert not any("lm_head" in name for name in weights)  # tied
+    lost = [name for name in weights if "multi_modal_projector" in name]
+    kept = {name: value for name, value in weights.items() if name not in lost}
+    save_file(kept | {"projector.weight": weights[lost[0]]}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(VolarError, match=r"lacks 2 weights: model\.multi_modal_projector\..*take: projector\.weight"):
+        load_pretrained(str(folder))
 
 
 def test_a_vision_tower_of_another_kind_is_refused(tmp_path: Path) -> None:
