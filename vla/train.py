@@ -251,14 +251,22 @@ def train(config: TrainConfig) -> None:
 
     from volar.vla.closed_loop_success import require_evaluable
     from volar.vla.metrics_log import require_wandb
-    from volar.vla.training_loop import run_to_the_end
+    from volar.vla.training_loop import out_of_memory, run_to_the_end
     from volar.vla.training_run import TrainingRun
 
     if config.wandb:
         require_wandb()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
     torch.set_num_threads(config.threads or max(1, usable_cpus() // here))
-    training = TrainingRun.start(config)
+    try:
+        training = TrainingRun.start(config)
+    except (MemoryError, RuntimeError) as error:  # the network, its gradients to be and averages are larger than memory
+        if not out_of_memory(error):
+            raise
+        raise VolarError(
+            f"out of memory before the first step ({str(error).strip()[:160]}): train less of the network "
+            "(vision=frozen, language=lora, ...), share it out (torchrun ... parallel=fsdp) or take a smaller backbone="
+        ) from error
     if first:
         require_evaluable(config, training)
         if not goes_on:

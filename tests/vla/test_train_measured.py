@@ -27,6 +27,7 @@ from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
 from volar.vla.batch_accuracy import Said, batch_accuracy
 from volar.vla.checkpoint_policy import load
 from volar.vla.losses import answer_loss
+from volar.vla.processes import Processes
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_run import TrainingRun
 from volar.vla.validation import HeldOut, Validation, groups_of
@@ -241,15 +242,28 @@ def test_too_little_memory_is_said_with_the_ways_out(
     train(settings(resume=True, accumulate=2))
 
 
-def test_success_in_closed_loop_is_measured_while_training(settings: Settings, dataset: Path) -> None:
+def test_too_large_a_network_is_said_with_other_ways_out(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer samples at once would not help."""
+    monkeypatch.setattr(Processes, "spread", lambda *_: torch.empty(2**50))
+    with pytest.raises(VolarError, match=r"before the first step \(.*\): .*frozen.*parallel=fsdp.*smaller backbone="):
+        train(settings())
+    assert not settings().output.exists()
+
+
+def before_the_robot(dataset: Path) -> Path:
+    """The dataset with states there: of others, the evaluation refuses the policy."""
     cache, contract = FrameCache.open(dataset), load_contract(dataset)
     state = cache.state.copy()
-    state[:, :3] = state[:, :3] * 0.2 + [0.5, 0.0, 0.2]  # before the robot, or the evaluation refuses the policy
+    state[:, :3] = state[:, :3] * 0.2 + [0.5, 0.0, 0.2]
     state[:, -1] = (state[:, -1] + 0.5) * 0.08
     statistics = {**contract.statistics, "observation.state": field_statistics(state)}
     replace(cache, state=state).save(dataset.parent / "near", replace(contract, statistics=statistics))
+    return dataset.parent / "near"
+
+
+def test_success_in_closed_loop_is_measured_while_training(settings: Settings, dataset: Path) -> None:
     reach = {"evaluate_every_steps": 1, "evaluate_episodes": 1, "evaluate_tasks": ("reach",)}
-    config = settings(dataset=dataset.parent / "near", steps=1, **reach)
+    config = settings(dataset=before_the_robot(dataset), steps=1, **reach)
     train(config)
     (row,) = rows(config.output)
     assert row["success/episodes"] == 1
@@ -260,6 +274,47 @@ def test_success_in_closed_loop_is_measured_while_training(settings: Settings, d
     assert len(rows(config.output)) == 1
     with pytest.raises(UsageError):
         settings(evaluate_every_steps=0)
+
+
+def running(word: str) -> list[str]:
+    """Processes with that in their command."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found += [path.parent.name] if word.encode() in path.read_bytes() else []
+    return found
+
+
+def test_an_evaluation_that_is_stopped_is_made_up_for(settings: Settings, dataset: Path) -> None:
+    """Ctrl-C, which the verb gets as well, and a signal to the run alone; neither leaves the verb running."""
+    reach = {"evaluate_every_steps": 1, "evaluate_episodes": 1000, "evaluate_tasks": ("reach",)}
+    config = settings(dataset=before_the_robot(dataset), steps=1, resume=True, **reach)
+    words = [f"{name}={getattr(config, name)}" for name in ("dataset", "output", "steps", "batch_size", "warmup_steps")]
+    words += ["precision=fp32", "threads=1", "evaluate_every_steps=1", "evaluate_episodes=1000", "evaluate_tasks=reach"]
+    results = config.output / "evaluations" / "000001"
+    for send, number in ((os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)):
+        with subprocess.Popen(
+            [sys.executable, "-m", "volar.vla.train", *words, "resume=true"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as run:
+            try:
+                while not results.exists() and run.poll() is None:
+                    time.sleep(0.1)
+                assert running(f"output={results}")
+                send(run.pid, number)
+                said = run.communicate(timeout=120)[1]
+            finally:
+                run.kill()
+        assert run.returncode == 130, said
+        assert not running(f"output={results}")
+        assert rows(config.output) == []
+        shutil.rmtree(results)
+    train(replace(config, evaluate_episodes=1))
+    (row,) = rows(config.output)
+    assert row["success/episodes"] == 1
 
 
 @pytest.mark.parametrize(
