@@ -7,12 +7,18 @@ its rates can be compared. It takes the time of the training, which stands still
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from volar.robots.errors import VolarError
 
@@ -51,12 +57,22 @@ class ClosedLoopSuccess:
     def measure(self) -> dict[str, Any]:
         """`success/rate`, its Wilson interval and `success/TASK`, of the policy as it is; saves a checkpoint.
 
-        An evaluation that fails is told of and does not end the training. Called in all processes; the first one
-        measures.
+        An evaluation that fails is told of and does not end the training. One that a signal to stop cuts short ends it
+        (`KeyboardInterrupt`): without a row it is made up for when the run goes on. Called in all processes; the first
+        one measures.
         """
         policy, processes = self.training.save(), self.training.processes
-        found = self._evaluate(policy) if processes.first else {}
+        if processes.device.type == "cuda":
+            torch.cuda.empty_cache()  # what only lies ready here, the evaluation may need
+        found, stopped = dict[str, Any](), False
+        if processes.first:
+            try:
+                found = self._evaluate(policy)
+            except KeyboardInterrupt:
+                stopped = True
         processes.wait()
+        if any(processes.agree(stopped)):
+            raise KeyboardInterrupt
         return found
 
     def _evaluate(self, policy: Path) -> dict[str, Any]:
@@ -95,7 +111,39 @@ def _run(
     command = [verb, f"policy={policy.resolve()}", f"robot={training.contract.robot}"]
     command += [f"episodes={config.evaluate_episodes}", "wrong_instruction=false", "videos=0"]
     command += [f"tasks={','.join(config.evaluate_tasks)}"] if config.evaluate_tasks else []
-    return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    with stopped_at_once():  # which kills the verb
+        return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM do what they are to do outside, and raise `KeyboardInterrupt`.
+
+    Ctrl-C reaches the verb as well: what it says then is no result.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
+
+    def stop(number: int, frame: Any) -> None:
+        restore()
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)  # which may set others
+        raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _said(done: "subprocess.CompletedProcess[str]") -> str:

@@ -2,8 +2,14 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
