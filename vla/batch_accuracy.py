@@ -1,7 +1,9 @@
 """How near the network comes to the actions of the batch it learns from, as it says them while it learns.
 
-From logits that are there anyway, of decoder parallel. Not what the policy does: dropout and augmentation are on, the
-weights are not averaged, and the actions have been seen. `validation.py` measures that.
+From logits that are there anyway, of decoder parallel. Of autoregressive the loss brings `token_accuracy` along
+(`losses.py`), of each token after the true ones before it; flow has neither tokens nor a chunk while it learns. Not
+what the policy does: dropout and augmentation are on, the weights are not averaged, and the actions have been seen.
+`validation.py` measures that.
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Said:
 
 def batch_accuracy(training: "TrainingRun") -> dict[str, float]:
     """`token_accuracy`, `l1_m`, `l1_rad`, `l1_gripper` of the step that was done, over all processes in which this is
-    called; nothing where no actions are learned, or by another decoder."""
+    called; nothing where no actions are learned, or by another decoder than parallel."""
     config, contract = training.config, training.contract
     if config.stage != "cloning" or training.bare.config.decoder != "parallel":
         return {}

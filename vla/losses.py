@@ -6,6 +6,7 @@ processes, each of them divides by the `Counts` of the whole step, so that their
 would give (of decoder flow, with other noise).
 """
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,17 +23,22 @@ SOFT_SIGMA = 0.024
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars of one batch: `total` is minimized; the others are reported. `answer`: None without questions."""
+    """Scalars of one batch: `total` is minimized; the others are reported. `answer`: None without questions.
+    `token_accuracy`: of decoder autoregressive, a mean as the losses are; no number where a step has no actions."""
 
     total: Tensor
     action: Tensor
     patch: Tensor
     place: Tensor
     answer: Tensor | None = None
+    token_accuracy: Tensor | None = None
 
     def named(self) -> dict[str, float]:
-        found = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: float(value.detach()) for name, value in found.items() if value is not None}
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        found = {name: float(value.detach()) for name, value in tensors.items() if value is not None}
+        if math.isnan(found.get("token_accuracy", 0.0)):  # in every part of the step alike
+            del found["token_accuracy"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,16 @@ def imitation_loss(
     """
     here = Counts.of(mask, points, answers)
     counts = counts or here
-    if isinstance(outputs, Imitated):  # a mean over this batch
+    accuracy = None
+    if isinstance(outputs, Imitated):  # means over this batch
         action = outputs.action_loss * (here.steps / counts.steps.clamp(min=1))
+        if outputs.token_accuracy is not None:
+            accuracy = outputs.token_accuracy * here.steps / counts.steps
     else:
         action = action_loss(outputs.action_logits, actions, mask, counts.steps)
     patch, place = point_losses(outputs, points, std, counts)
     total = action + 0.5 * patch + 0.5 * place
     if answers is None or outputs.answer_logits is None:
-        return Losses(total, action, patch, place)
+        return Losses(total, action, patch, place, token_accuracy=accuracy)
     answer = answer_loss(outputs.answer_logits, answers, counts.answers)
-    return Losses(total + answer, action, patch, place, answer)
+    return Losses(total + answer, action, patch, place, answer, accuracy)

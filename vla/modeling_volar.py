@@ -66,10 +66,11 @@ class Outputs:
 @dataclass(frozen=True)
 class Imitated(Pointing):
     """What a network is to learn from a batch: `action_loss`, a scalar. `answer_logits` (B, ids): over the vocabulary,
-    what it would say next after the prompt; None unless asked for."""
+    what it would say next after the prompt; None unless asked for. `token_accuracy`: a scalar, see `Decoder.loss`."""
 
     action_loss: Tensor
     answer_logits: Tensor | None = None
+    token_accuracy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,10 @@ class VolarModel(nn.Module):
         assert actions is not None
         assert mask is not None
         prefix = self.prefix(pixels, input_ids, state, camera_mask)
-        loss, hidden = self.decoder.loss(self, prefix, actions, mask, seed)
+        loss, hidden, accuracy = self.decoder.loss(self, prefix, actions, mask, seed)
         logits, uv, points = self.point(prefix, hidden)
         said = self.say(self.last_of_prompt(prefix, hidden)) if answers else None
-        return Imitated(logits, uv, self.point_head.to_metres(points), loss, said)
+        return Imitated(logits, uv, self.point_head.to_metres(points), loss, said, accuracy)
 
     def decode(
         self,

@@ -39,6 +39,8 @@ class Validation:
         held = training.data.held_questions
         self._questions = None if held is None else HeldOut(training, held, training.data.answers)
         self._chance = guessing(training.data)
+        bins = isinstance(training.bare.tokenizer, UniformBins) and training.bare.config.decoder != "flow"
+        self._accuracy = "token_accuracy" if bins else "bin_accuracy"
 
     @staticmethod
     def of(training: "TrainingRun") -> "Validation | None":
@@ -48,9 +50,10 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """`validation/..`: of chunks `token_accuracy`, `l1_m`, `l1_rad`, `l1_gripper`, and `no_chunk`, how often there
-        was none (tokenizer=fast); of answers `answer_accuracy`, of all and of each kind, and `answer_chance`, what
-        guessing by the question alone would give. Called in all processes.
+        """`validation/..`: of chunks `l1_m`, `l1_rad`, `l1_gripper` and how many numbers lie in the right one of 255
+        bins, called `token_accuracy` where these are the policy's tokens and `bin_accuracy` where it has others (FAST)
+        or none (flow); `no_chunk`, how often there was none (tokenizer=fast); of answers `answer_accuracy`, of all and
+        of each kind, and `answer_chance`, what guessing by the question alone would give. Called in all processes.
         """
         training, sums = self._training, defaultdict[str, float](float)
         training.bare.eval()
@@ -72,7 +75,7 @@ class Validation:
 
     def _names(self) -> list[str]:
         """All that a process may have something to say about, so that they add up alike."""
-        names = ["token_accuracy", "no_chunk", *(f"l1_{group}" for group in groups_of(self._training.contract.action))]
+        names = [self._accuracy, "no_chunk", *(f"l1_{group}" for group in groups_of(self._training.contract.action))]
         if not self._actions:
             names = []
         if self._questions is not None:
@@ -88,7 +91,7 @@ class Validation:
             _add(sums, "no_chunk", ~is_chunk)
             # The id of exactly 1 is decoded as its neighbour, the last of the 255 bins.
             bins = [np.maximum(UniformBins(BINS).encode(normalizer.normalize(a)), 1) for a in (decoded, batch.actions)]
-            _add(sums, "token_accuracy", (bins[0] == bins[1])[mask])
+            _add(sums, self._accuracy, (bins[0] == bins[1])[mask])
             for group, columns in groups_of(contract.action).items():
                 _add(sums, f"l1_{group}", np.abs(decoded - batch.actions)[mask][:, columns])
 

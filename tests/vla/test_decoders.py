@@ -63,7 +63,7 @@ def test_only_action_tokens_carry_loss(short: PolicyContract) -> None:
     assert lengths[0] > lengths[1]
     assert all(tokens[i, n - 1] == decoder.first_id for i, n in enumerate(lengths))  # the end
     with torch.no_grad():
-        loss, _ = decoder.loss(model, seen(model), wanted, torch.ones(2, STEPS, dtype=torch.bool), 0)
+        loss, *_ = decoder.loss(model, seen(model), wanted, torch.ones(2, STEPS, dtype=torch.bool), 0)
         said = decoder.log_probabilities(model, seen(model), tokens)
     assert said[1, lengths[1] :].abs().sum() == 0
     assert float(loss) == pytest.approx(float(-(said.sum(1) / lengths).mean()), rel=1e-5)
@@ -71,7 +71,7 @@ def test_only_action_tokens_carry_loss(short: PolicyContract) -> None:
 
 @pytest.mark.parametrize("tokenizer", ["bins", "fast"])
 def test_a_step_counts_alike_in_whatever_batch(tokenizer: str, short: PolicyContract) -> None:
-    """Losses of parts, weighted by their steps, are those of all; a chunk cut short counts less."""
+    """Losses and accuracies of parts, weighted by their steps, are those of all; a chunk cut short counts less."""
     model = network(short, "autoregressive", tokenizer=tokenizer)
     wanted = actions()
     wanted[1] = 0.0  # in FAST's tokens, a short sequence
@@ -83,8 +83,9 @@ def test_a_step_counts_alike_in_whatever_batch(tokenizer: str, short: PolicyCont
         for i in range(2):
             prefix = model.prefix(pixels[i : i + 1], ids[i : i + 1], state[i : i + 1])
             parts.append(model.decoder.loss(model, prefix, wanted[i : i + 1], mask[i : i + 1], 0))
-    one, two = (float(part[0]) for part in parts)
-    assert float(whole[0]) == pytest.approx((one + 2 * two) / 3, rel=1e-4)
+    for place in (0, 2):
+        one, two = (float(part[place]) for part in parts)  # type: ignore[arg-type]
+        assert float(whole[place]) == pytest.approx((one + 2 * two) / 3, rel=1e-4)  # type: ignore[arg-type]
 
 
 def test_sequences_of_varying_length_come_back_as_chunks(short: PolicyContract) -> None:
@@ -125,7 +126,7 @@ def test_overfitted_decoders_say_what_they_learned(
         prefix = seen(model, times=times)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(steps):
-        loss, _ = model.decoder.loss(model, prefix, wanted, mask, step)
+        loss, _, accuracy = model.decoder.loss(model, prefix, wanted, mask, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -133,6 +134,7 @@ def test_overfitted_decoders_say_what_they_learned(
     with torch.inference_mode():
         found = model.eval().decoder.decode(model, seen(model), noise).actions  # as in `prefix`
     assert (found - wanted[::times]).abs().mean() < near
+    assert accuracy is None if decoder == "flow" else float(accuracy) > 0.9
 
 
 def test_flow_is_decided_by_its_noise(short: PolicyContract, look: Look) -> None:
@@ -196,7 +198,7 @@ def test_a_backbone_in_half_precision(decoder: str, short: PolicyContract) -> No
     trained = [p for p in model.backbone.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = model.decoder.loss(model, seen(model), actions(), mask, 0)
+        loss, *_ = model.decoder.loss(model, seen(model), actions(), mask, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     assert model.backbone.dtype == torch.bfloat16
     assert model.point_queries.grad is not None

@@ -183,6 +183,20 @@ def test_what_a_step_says_is_told_beside_its_loss(settings: Settings, tmp_path: 
     assert "token_accuracy" not in rows(tmp_path / "grounding")[-1]
 
 
+def test_what_an_autoregressive_step_says_is_told_beside_its_loss(settings: Settings, tmp_path: Path) -> None:
+    """In pieces as in one; what of FAST's chunks is right afterwards is of other tokens than its own, and says so."""
+    small = {"decoder": "autoregressive", "width": 16, "layers": 1, "batch_size": 48}
+    runs = [TrainingRun.start(settings(accumulate=n, **small)) for n in (1, 4)]
+    whole, pieces = (run.train_step(0.0).named()["token_accuracy"] for run in runs)
+    assert 0 < whole == pytest.approx(pieces)
+    train(settings(steps=1, **small, tokenizer="fast", validation=0.25))
+    (row,) = rows(settings().output)
+    assert {"token_accuracy", "validation/bin_accuracy"} <= row.keys()
+    assert "validation/token_accuracy" not in row
+    train(settings(steps=1, **small, stage="grounding", output=tmp_path / "grounding"))
+    assert "token_accuracy" not in rows(tmp_path / "grounding")[-1]
+
+
 def test_metrics_go_on_where_the_run_does(settings: Settings) -> None:
     config = settings(steps=2, validation=0.2, validate_every_steps=1)
     train(config)

@@ -60,7 +60,7 @@ class Autoregressive(nn.Module):
 
     def loss(
         self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         tokens = self.encode(actions)
         logits, hidden = self.token_logits(model, prefix, tokens)
         # Each step counts alike. A sequence of varying length is of all its chunk's steps, its tokens alike.
@@ -70,7 +70,8 @@ class Autoregressive(nn.Module):
         steps, labels = mask.sum(1), self._local(tokens)
         weights = counted * (steps / counted.sum(1).clamp(min=1) / steps.sum().clamp(min=1))[:, None]
         losses = nn.functional.cross_entropy(logits.float().mT, labels, reduction="none")  # (B, T)
-        return (losses * weights).sum(), hidden
+        right = logits.argmax(-1) == labels
+        return (losses * weights).sum(), hidden, (right * weights).sum()
 
     def log_probabilities(self, model: "VolarModel", prefix: Prefix, tokens: Tensor) -> Tensor:
         require_ids(tokens, self.first_id, self.end)

@@ -55,8 +55,9 @@ class Decoder(Protocol):
 
     def loss(
         self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """A scalar, and the prefix's hidden states (B, P, D). Masked steps carry none of it. `seed`: of its draws."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A scalar; the prefix's hidden states (B, P, D); the share of tokens that are right, each after the true ones,
+        where the loss is one of tokens. Masked steps carry none of it. `seed`: of its draws."""
         ...
 
     def decode(self, model: "VolarModel", prefix: Prefix, noise: Tensor | None = None) -> Decoded:

@@ -44,7 +44,7 @@ class Flow(nn.Module):
 
     def loss(
         self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
         noise = torch.randn(actions.shape, generator=generator).to(actions)
         late = torch.rand(len(actions), generator=generator) ** (1 / _BETA)  # a Beta(1.5, 1)
@@ -52,7 +52,7 @@ class Flow(nn.Module):
         hidden, context = self._read(model, prefix)
         x = torch.lerp(noise, actions, t[:, None, None])
         error = (self._velocity(x, t, *context) - (actions - noise)).square().mean(-1)  # (B, H)
-        return (error * mask).sum() / mask.sum().clamp(min=1), hidden
+        return (error * mask).sum() / mask.sum().clamp(min=1), hidden, None
 
     def decode(self, model: "VolarModel", prefix: Prefix, noise: Tensor | None = None) -> Decoded:
         """Raises `VolarError` without `noise`, which decides among the chunks that are possible."""

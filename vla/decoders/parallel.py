@@ -30,11 +30,11 @@ class Parallel:
 
     def loss(
         self, model: "VolarModel", prefix: Prefix, actions: Tensor, mask: Tensor, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         from volar.vla.losses import action_loss
 
         logits, hidden = self.logits(model, prefix)
-        return action_loss(logits, actions, mask), hidden
+        return action_loss(logits, actions, mask), hidden, None  # of its accuracy: batch_accuracy.py
 
     def decode(self, model: "VolarModel", prefix: Prefix, noise: Tensor | None = None) -> Decoded:
         logits, hidden = self.logits(model, prefix)
