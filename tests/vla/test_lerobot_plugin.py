@@ -1,7 +1,10 @@
 """The policy in LeRobot, by its own programs and loaders: same actions as ours, both ways."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +28,17 @@ from volar.vla.modeling_volar import VolarModel
 from volar.vla.processor_volar import PIPELINES, save_policy
 from volar.vla.train import TrainConfig, train
 
-from .lerobot_programs import Look, acts_the_same, lerobot_batch, lerobot_train, write_episodes
+from . import lerobot_programs
+from .lerobot_programs import (
+    TASK,
+    Look,
+    acts_the_same,
+    demonstrations,
+    learn,
+    lerobot_batch,
+    lerobot_train,
+    write_episodes,
+)
 
 SMALL = {"image_size": 32, "patch_size": 4, "vision_layers": 1, "layers": 2, "width": 32, "vision_width": 32}
 
@@ -80,8 +93,57 @@ def test_lerobot_train_writes_what_we_open(run: Path, episodes: Path, look: Look
     directory = run / "checkpoints" / "last" / "pretrained_model"
     policy = load(directory)
     assert policy.contract.statistics == load_contract(episodes).statistics
-    assert policy.tokenizer.unknown_words("lift the zyx block") == ()
+    assert policy.tokenizer.unknown_words(TASK) == ()
     acts_the_same(directory, look)
+
+
+def test_weights_that_lerobot_gathered_are_saved(saved: Path, tmp_path: Path) -> None:
+    """As without; under FSDP each weight comes by itself, also where two names have one (the tied head)."""
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    policy = VolarPolicy.from_pretrained(saved)
+    policy.save_pretrained(tmp_path / "own")
+    weights = {name: value.clone() for name, value in policy.state_dict().items()}
+    with torch.no_grad():
+        for parameter in policy.parameters():  # stands for a part of the weights
+            parameter.zero_()
+    drawn = torch.get_rng_state()
+    policy.save_pretrained(tmp_path / "given", state_dict=weights)
+    assert torch.equal(torch.get_rng_state(), drawn)  # what a resumed run goes on from
+    assert not any(parameter.any() for parameter in policy.parameters())
+    own, given = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("own", "given"))
+    assert own.keys() == given.keys()
+    files = [load_file(folder.pop("model.safetensors")) for folder in (own, given)]
+    torch.testing.assert_close(files[1], files[0], atol=0, rtol=0)
+    for name, path in own.items():
+        assert path.read_bytes() == given[name].read_bytes(), name
+    load(tmp_path / "given")
+
+
+def test_a_policy_whose_weights_processes_share_is_saved(saved: Path, tmp_path: Path, look: Look) -> None:
+    """Two of them leave what one does; and go on."""
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, lerobot_programs.__file__, str(saved), str(tmp_path / "two")],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    policy = VolarPolicy.from_pretrained(saved)
+    optimizer = torch.optim.SGD(policy.get_optim_params(), lr=0.1)
+    for step in ("1", "2"):
+        learn(policy, demonstrations(policy), optimizer)
+        policy.save_pretrained(tmp_path / "one" / step)
+        one, two = (load_file(tmp_path / name / step / "model.safetensors") for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    acts_the_same(tmp_path / "two" / "2", look)
 
 
 def test_lerobot_train_resumes_to_the_same_weights(run: Path) -> None:
@@ -118,13 +180,7 @@ def test_every_decoder_learns_and_acts_in_lerobot(
     else:
         config = LeRobotConfig(device="cpu", backbone=SMALL, decoder=decoder, expert_width=32)
         policy = VolarPolicy(config, LeRobotDatasetMetadata("volar/test", root=episodes))
-    batch = {f"observation.images.{c.name}": torch.rand(4, 3, 32, 32) for c in policy.contract.cameras}
-    batch |= {
-        "observation.state": torch.zeros(4, 10),
-        "action": policy.action_offset.expand(4, 8, 7),  # 0 when normalized
-        "task": ["lift the zyx block"] * 4,
-        "action_is_pad": torch.zeros(4, 8, dtype=torch.bool),
-    }
+    batch = demonstrations(policy)
     optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
     losses = []
     for _ in range(10):

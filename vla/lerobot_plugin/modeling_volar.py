@@ -90,10 +90,19 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         return policy
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        if state_dict is not None:
-            raise VolarError("weights sharded by LeRobot (FSDP) cannot be saved; volar-train shards its own")
-        save_policy(save_directory, self.graph.model, self.contract, self.tokenizer)
+        """`state_dict`: this policy's weights where processes share them (FSDP); LeRobot has put them together."""
+        model = self.graph.model if state_dict is None else self._model_of(state_dict)
+        save_policy(save_directory, model, self.contract, self.tokenizer)
         self.config._save_pretrained(save_directory)
+
+    def _model_of(self, state_dict: dict[str, Tensor]) -> VolarModel:
+        """A network on the CPU with these weights of this policy; its own, of which this process has a part, stay."""
+        own, prefix = self.graph.model, "graph.model."
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # a resumed run draws on from here
+            model = VolarModel(own.config, self.contract, tokenizer=own.tokenizer)
+        weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        model.load_state_dict(weights)
+        return model
 
     def get_optim_params(self) -> Any:
         return [p for p in self.parameters() if p.requires_grad]
