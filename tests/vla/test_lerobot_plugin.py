@@ -97,6 +97,35 @@ def test_lerobot_train_writes_what_we_open(run: Path, episodes: Path, look: Look
     acts_the_same(directory, look)
 
 
+def test_new_words_of_a_dataset_are_learned(
+    saved: Path, episodes: Path, tmp_path: Path, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by volar-train init=; a policy that lerobot-train resumes keeps the words that it was begun with."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    data, before = LeRobotDatasetMetadata("volar/test", root=episodes), load(saved).tokenizer
+    assert before.unknown_words(TASK) == ("zyx",)
+    policy = VolarPolicy.from_pretrained(saved, dataset_meta=data)
+    optimizer = torch.optim.SGD(policy.get_optim_params(), lr=0.1)
+    words = policy.graph.model.backbone.model.get_input_embeddings().weight.detach().clone()
+    learn(policy, demonstrations(policy), optimizer)
+    policy.save_pretrained(tmp_path / "learned")
+    found = load(tmp_path / "learned")
+    (old,), (new,) = (tokenizer.encode([TASK]) for tokenizer in (before, found.tokenizer))
+    (place,) = np.flatnonzero(old != new)  # of zyx, which was <unk>
+    moved = (found.graph.model.backbone.model.get_input_embeddings().weight - words).abs().amax(1)
+    assert moved[new[place]] > 0
+    assert moved[old[place]] == 0
+    acts_the_same(tmp_path / "learned", look)
+
+    monkeypatch.setattr("sys.argv", ["lerobot-train", "--config_path=there", "--resume=true"])
+    np.testing.assert_array_equal(
+        VolarPolicy.from_pretrained(saved, dataset_meta=data).tokenizer.encode([TASK]), old[None]
+    )
+
+
 def test_weights_that_lerobot_gathered_are_saved(saved: Path, tmp_path: Path) -> None:
     """As without; under FSDP each weight comes by itself, also where two names have one (the tied head)."""
     from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.configs import parser
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
@@ -76,16 +77,19 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
     ) -> "VolarPolicy":
         """A directory that volar-train or LeRobot wrote, or a Hub repository of one. In evaluation mode.
 
-        Raises `ContractError` listing every field in which the dataset of `dataset_meta`, to train on, does not fit.
+        Raises `ContractError` listing every field in which the dataset of `dataset_meta`, to train on, does not fit,
+        and `VolarError` where it has more new words than the vocabulary has room for.
         """
         directory = find_directory(pretrained_name_or_path, kwargs.get("revision"))
         config = config or VolarConfig.from_pretrained(directory)
-        parts = load_parts(directory)
+        model, contract, tokenizer = load_parts(directory)
         if dataset_meta is not None:
             root = Path(dataset_meta.root)
             # Cameras are compared with each batch: LeRobot may rename them, and the policy takes its own of more.
-            require_same_inputs(load_contract(root), parts[1], root, "the policy", but=("cameras",))
-        policy = cls(config, parts=parts)
+            require_same_inputs(load_contract(root), contract, root, "the policy", but=("cameras",))
+            if not _resumes():
+                tokenizer = _knowing(tokenizer, contract, list(map(str, dataset_meta.tasks.index)))
+        policy = cls(config, parts=(model, contract, tokenizer))
         policy.eval()
         return policy
 
@@ -175,6 +179,11 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         self._fits.add(text)
 
 
+def _resumes() -> bool:
+    """Whether this is `lerobot-train --resume=true`, which goes on exactly; LeRobot tells its policies nowhere else."""
+    return (parser.parse_arg("resume") or "").lower() == "true"
+
+
 def _require_architecture(config: VolarConfig, model: VolarModel) -> None:
     """Raises `VolarError` naming what LeRobot's flags want of a trained network that it is not."""
     wanted, found = config.architecture(), model.config
@@ -210,4 +219,13 @@ def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
     if architecture.tokenizer != "bins":
         raise VolarError(f"tokenizer {architecture.tokenizer!r} is trained by volar-train; start from its directory")
     tokenizer = InstructionTokenizer.load(length=architecture.text_length)
-    return VolarModel(architecture, contract), contract, tokenizer.with_words(map(str, dataset_meta.tasks.index))
+    tokenizer = _knowing(tokenizer, contract, list(map(str, dataset_meta.tasks.index)))
+    return VolarModel(architecture, contract), contract, tokenizer
+
+
+def _knowing(tokenizer: InstructionTokenizer, contract: PolicyContract, tasks: list[str]) -> InstructionTokenizer:
+    """A tokenizer that also knows the words of `tasks`. Raises `VolarError` where there is no room for all, and at once
+    for a task that is too long."""
+    tokenizer = tokenizer.with_words(tasks)
+    tokenizer.encode([contract.instruction_template.format(instruction=task) for task in tasks])
+    return tokenizer
