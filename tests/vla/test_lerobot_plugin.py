@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,6 +242,29 @@ def test_flags_that_want_another_network_are_refused(saved: Path) -> None:
         config = LeRobotConfig.from_pretrained(saved, cli_overrides=["--device=cpu", f"--{flag}"])
         with pytest.raises(VolarError, match=f"the trained policy has {says}"):
             VolarPolicy.from_pretrained(saved, config=config)
+
+
+def test_an_adapter_that_would_lose_something_is_refused(
+    saved: Path, episodes: Path, contract: PolicyContract, tmp_path: Path
+) -> None:
+    """`lerobot-train --peft`: low-rank updates have one name there and here, and adapters come without vocabulary."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    low_rank = VolarModel(VolarConfig(BackboneConfig(**SMALL), language="lora", lora_rank=2), contract)
+    save_policy(tmp_path / "low_rank", low_rank, contract, InstructionTokenizer.load())
+    data = LeRobotDatasetMetadata("volar/test", root=episodes)
+    flags = {"method_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    for folder, given, says in (
+        (tmp_path / "low_rank", None, "has low-rank updates"),
+        (saved, data, r"the words \['zyx'\]"),
+        (saved, None, ""),
+    ):
+        policy = VolarPolicy.from_pretrained(folder, dataset_meta=given)
+        policy.config.pretrained_path = folder  # as `--policy.path` sets it
+        with pytest.raises(VolarError, match=says) if says else nullcontext():
+            policy.wrap_with_peft(peft_cli_overrides=flags)
 
 
 def test_a_dataset_of_another_contract_is_refused(

@@ -63,6 +63,7 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         self.register_buffer("action_scale", torch.tensor(action.scale, dtype=torch.float32), persistent=False)
         self.register_buffer("action_limit", torch.tensor(action.clip_high, dtype=torch.float32), persistent=False)
         self._fits: set[str] = set()
+        self.new_words: set[str] = set()  # of the dataset, that the policy did not know
         self.reset()
         self.to(config.device)
 
@@ -83,13 +84,19 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         directory = find_directory(pretrained_name_or_path, kwargs.get("revision"))
         config = config or VolarConfig.from_pretrained(directory)
         model, contract, tokenizer = load_parts(directory)
+        new: set[str] = set()
         if dataset_meta is not None:
             root = Path(dataset_meta.root)
             # Cameras are compared with each batch: LeRobot may rename them, and the policy takes its own of more.
             require_same_inputs(load_contract(root), contract, root, "the policy", but=("cameras",))
             if not _resumes():
-                tokenizer = _knowing(tokenizer, contract, list(map(str, dataset_meta.tasks.index)))
+                tasks = list(map(str, dataset_meta.tasks.index))
+                new = {word for task in tasks for word in tokenizer.unknown_words(task)}
+                tokenizer = _knowing(tokenizer, contract, tasks)
+        if config.use_peft:
+            _require_no_new(new)
         policy = cls(config, parts=(model, contract, tokenizer))
+        policy.new_words = new
         policy.eval()
         return policy
 
@@ -107,6 +114,16 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
         model.load_state_dict(weights)
         return model
+
+    def wrap_with_peft(self, *given: Any, **named: Any) -> Any:
+        """Raises `VolarError` where a policy has low-rank updates: PEFT would begin them anew, without a word."""
+        if any(".lora_" in name for name, _ in self.named_parameters()):
+            raise VolarError(
+                "the policy has low-rank updates, which --peft would replace by new ones: lerobot-train without --peft "
+                "goes on with them, and volar-train init=POLICY language=full (vision=, connector=) makes them weights"
+            )
+        _require_no_new(self.new_words)
+        return super().wrap_with_peft(*given, **named)
 
     def get_optim_params(self) -> Any:
         return [p for p in self.parameters() if p.requires_grad]
@@ -193,6 +210,12 @@ def _require_architecture(config: VolarConfig, model: VolarModel) -> None:
         raise VolarError(
             f"the trained policy has {'; '.join(differing)}; volar-train init=POLICY makes another network of it"
         )
+
+
+def _require_no_new(words: set[str]) -> None:
+    """Raises `VolarError` for words that a policy is to learn: LeRobot saves an adapter without the vocabulary."""
+    if words:
+        raise VolarError(f"the policy is to learn the words {sorted(words)}, which --peft does not save: go without it")
 
 
 def _features(contract: PolicyContract) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
