@@ -267,6 +267,37 @@ def test_an_adapter_that_would_lose_something_is_refused(
             policy.wrap_with_peft(peft_cli_overrides=flags)
 
 
+def test_what_a_new_policy_cannot_be_is_said_before_it_trains(episodes: Path) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    data = LeRobotDatasetMetadata("volar/test", root=episodes)
+    wrong: dict[str, dict[str, Any]] = {
+        "n_obs_steps is 2": {"n_obs_steps": 2},
+        r"--policy\.camera_tokens=\[8, 4\]": {"camera_tokens": (8,)},
+        f"'{TASK}' has 4 words, the policy takes at most 3": {"text_length": 4},
+    }
+    for says, settings in wrong.items():
+        with pytest.raises(VolarError, match=says):
+            VolarPolicy(LeRobotConfig(device="cpu", backbone=SMALL, **settings), data)
+
+
+def test_a_new_policy_says_what_its_network_makes_of_images(episodes: Path, tmp_path: Path) -> None:
+    """As one of volar-train does, in its contract."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    from volar.vla.lerobot_plugin.configuration_volar import VolarConfig as LeRobotConfig
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    config = LeRobotConfig(device="cpu", backbone=SMALL | {"image_size": 48, "patch_size": 6})
+    policy = VolarPolicy(config, LeRobotDatasetMetadata("volar/test", root=episodes))
+    assert policy.contract.preprocessing["network.image"] == "48x48 bilinear"
+    policy.save_pretrained(tmp_path / "policy")
+    assert load(tmp_path / "policy").contract == policy.contract
+
+
 def test_a_dataset_of_another_contract_is_refused(
     episodes: Path, model: VolarModel, contract: PolicyContract, tmp_path: Path
 ) -> None:

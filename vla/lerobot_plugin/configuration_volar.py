@@ -54,6 +54,11 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
     learning_rate: float = 3e-4
     discover_packages_path: str | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_obs_steps != 1:
+            raise VolarError(f"n_obs_steps is {self.n_obs_steps}; a volar policy sees one observation: leave it at 1")
+
     def architecture(self) -> volar_config.VolarConfig:
         """What `VolarModel` is made of. Raises `VolarError` on values that it does not have."""
         names = {f.name for f in fields(volar_config.VolarConfig)} - {"type"}

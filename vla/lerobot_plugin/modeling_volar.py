@@ -4,6 +4,7 @@ Everything runs through the `InferenceGraph` that our own policies run, so both 
 the uint8 they came from, and state and actions are in physical units on LeRobot's side.
 """
 
+import json
 from collections import deque
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from volar.vla.instruction_tokenizer import InstructionTokenizer
 from volar.vla.lerobot_plugin.configuration_volar import VolarConfig, find_directory
 from volar.vla.losses import imitation_loss
 from volar.vla.modeling_volar import VolarModel, pixels_from_images
+from volar.vla.network_facts import policy_contract
 from volar.vla.processor_volar import InferenceGraph, save_policy
 from volar.vla.training_run import require_same_inputs
 
@@ -241,6 +243,14 @@ def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
     architecture = config.architecture()
     if architecture.tokenizer != "bins":
         raise VolarError(f"tokenizer {architecture.tokenizer!r} is trained by volar-train; start from its directory")
+    if len(architecture.camera_tokens) != len(contract.cameras):
+        sides = [4 if i else 8 for i in range(len(contract.cameras))]
+        raise VolarError(
+            f"camera_tokens={list(architecture.camera_tokens)}, but the dataset's cameras are "
+            f"{[camera.name for camera in contract.cameras]}: give LeRobot a number for each, as in "
+            f"--policy.camera_tokens={json.dumps(sides)}"
+        )
+    contract = policy_contract(contract, architecture)
     tokenizer = InstructionTokenizer.load(length=architecture.text_length)
     tokenizer = _knowing(tokenizer, contract, list(map(str, dataset_meta.tasks.index)))
     return VolarModel(architecture, contract), contract, tokenizer
