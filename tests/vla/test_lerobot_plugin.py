@@ -298,6 +298,17 @@ def test_a_new_policy_says_what_its_network_makes_of_images(episodes: Path, tmp_
     assert load(tmp_path / "policy").contract == policy.contract
 
 
+def test_a_policy_comes_from_the_cache_that_it_is_to_come_from(saved: Path, tmp_path: Path) -> None:
+    from volar.vla.lerobot_plugin.modeling_volar import VolarPolicy
+
+    repository = tmp_path / "cache" / "models--volar--test"
+    shutil.copytree(saved, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    policy = VolarPolicy.from_pretrained("volar/test", cache_dir=tmp_path / "cache", local_files_only=True)
+    assert policy.contract == load(saved).contract
+
+
 def test_a_dataset_of_another_contract_is_refused(
     episodes: Path, model: VolarModel, contract: PolicyContract, tmp_path: Path
 ) -> None:

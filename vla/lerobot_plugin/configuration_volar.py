@@ -101,11 +101,12 @@ class VolarConfig(PreTrainedConfig):  # type: ignore[misc]
         """Nothing: the dataset's contract is compared with the policy's when that is made."""
 
 
-def find_directory(name: str | Path, revision: str | None = None) -> Path:
-    """A policy directory, or that of a Hub repository, fetched first or found in its cache."""
+def find_directory(name: str | Path, revision: str | None = None, **how: Any) -> Path:
+    """A policy directory, or that of a Hub repository, fetched first or found in its cache. `how`: as in
+    `snapshot_download`."""
     directory = Path(name)
     if directory.is_dir():
         return directory
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(name), revision=revision))
+    return Path(snapshot_download(str(name), revision=revision, **how))

@@ -33,6 +33,7 @@ from volar.vla.processor_volar import InferenceGraph, save_policy
 from volar.vla.training_run import require_same_inputs
 
 IMAGES, BODY = "observation.images.", "observation.body"
+OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download")  # of LeRobot's from_pretrained
 Parts = tuple[VolarModel, PolicyContract, InstructionTokenizer]
 
 
@@ -83,7 +84,9 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         Raises `ContractError` listing every field in which the dataset of `dataset_meta`, to train on, does not fit,
         and `VolarError` where it has more new words than the vocabulary has room for.
         """
-        directory = find_directory(pretrained_name_or_path, kwargs.get("revision"))
+        directory = find_directory(
+            pretrained_name_or_path, **{name: kwargs[name] for name in OF_THE_HUB if name in kwargs}
+        )
         config = config or VolarConfig.from_pretrained(directory)
         model, contract, tokenizer = load_parts(directory)
         new: set[str] = set()
