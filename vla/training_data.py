@@ -86,7 +86,8 @@ def places(sizes: Sequence[int], step: int, share: int, shares: int) -> list[NDA
     The step's samples stand in a row, stream after stream, and are shared out evenly: nobody's share is empty where
     there are as many of them as shares, though a stream may have fewer.
     """
-    total, found, begin = sum(sizes), [], 0
+    found: list[NDArray[np.int64]] = []
+    total, begin = sum(sizes), 0
     first, end = total * share // shares, total * (share + 1) // shares
     for size in sizes:
         mine = np.arange(max(first - begin, 0), min(end - begin, size))
