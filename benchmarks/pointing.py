@@ -39,7 +39,8 @@ def errors(folder: Path, preset: str) -> NDArray[np.float64]:
         state = torch.tensor(arm.proprio(measured.q, measured.gripper_width_m), dtype=torch.float32)[None]
         images = world.body.images()
         size = images[contract.cameras[0].name].shape[0]
-        pixels = pixels_from_images({name: torch.tensor(image)[None] for name, image in images.items()}, size)
+        views = {name: torch.tensor(image)[None] for name, image in images.items()}
+        pixels = pixels_from_images(views, model.config.backbone)
         ids = torch.tensor(tokenizer.encode([contract.instruction_template.format(instruction=world.instruction)]))
         _, pointing = model.decode(pixels, ids, scale(state))
         block = 1000 * np.linalg.norm(pointing.points[0, 0, :2].numpy() - world.points()[0, :2])

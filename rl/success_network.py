@@ -77,7 +77,7 @@ class SuccessNetwork(nn.Module):
         """(N, F) of N looks under one instruction."""
         cameras = [camera.name for camera in self.contract.cameras]
         images = {name: torch.from_numpy(np.stack([look.images[name] for look in looks])) for name in cameras}
-        pixels = pixels_from_images(images, self.vla.config.backbone.image_size)
+        pixels = pixels_from_images(images, self.vla.config.backbone)
         text = self.contract.instruction_template.format(instruction=instruction)
         ids = torch.from_numpy(self.tokenizer.encode([text])).expand(len(looks), -1)
         state = self.state_scaler(torch.from_numpy(np.stack([look.state for look in looks])))

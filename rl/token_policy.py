@@ -121,7 +121,7 @@ class TokenPolicy(ActorCriticPolicy):
     def _pixels(self, obs: Batch) -> Tensor:
         # With further axes of one, as SB3 needs them not to take the images for channels first.
         images = {c.name: obs[c.name].reshape(-1, c.height, c.width, 3) for c in self._contract.cameras}
-        return pixels_from_images(images, self.vla.config.backbone.image_size)
+        return pixels_from_images(images, self.vla.config.backbone)
 
     def seen(self, obs: Batch, vla: VolarModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What the action head sees: queries (B, H, D), scaled points (B, 2, 3), normalized state (B, S)."""

@@ -20,7 +20,8 @@ from volar.vla.qwen_vision import Features
 class BackboneConfig:
     """Dimensions of a backbone built from scratch.
 
-    `image_size`, `patch_size` [pixels]: (image_size / patch_size)^2 tokens an image before pooling.
+    `image_size`, `patch_size` [pixels]: (image_size / patch_size)^2 tokens an image before pooling. `resize`: how they
+    come to that size, one of `RESIZES`; policies from before, which do not say it, take them bilinear.
     """
 
     name: str = "tiny"
@@ -32,10 +33,13 @@ class BackboneConfig:
     layers: int = 4
     heads: int = 4
     mlp_ratio: float = 2.0
+    resize: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.name not in BACKBONES:
             raise Unknown("backbone", self.name, BACKBONES)
+        if self.resize not in RESIZES:
+            raise Unknown("way to resize images", self.resize, RESIZES)
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -50,10 +54,11 @@ class VlmConfig:
     """A pretrained model's architecture, complete: a policy directory names nothing to download.
 
     `name`: its family. `architecture`: the `config.json` of `transformers`. `image_size` [pixels]: images are resized
-    to that square. `image_mean`, `image_std`: of pixels in [0, 1]. `head`, `image_start`, `image_end`: ids before all
-    images and around each; `template`: what the contract's instruction template becomes. `dtype`: of its weights.
-    `words`: ids of its tokenizer before the tokens added at the end, the last of which say actions; None: the last rows
-    of the embedding do, where they were added for that, and in policies from before.
+    to that square, `resize` as for `BackboneConfig`. `image_mean`, `image_std`: of pixels in [0, 1]. `head`,
+    `image_start`, `image_end`: ids before all images and around each; `template`: what the contract's instruction
+    template becomes. `dtype`: of its weights. `words`: ids of its tokenizer before tokens added at the end, of which
+    the last say actions; None: the last rows of the embedding do, where they were added for that, and in policies from
+    before.
     """
 
     name: str
@@ -67,8 +72,11 @@ class VlmConfig:
     template: str = "{instruction}"
     dtype: str = "float32"
     words: int | None = None
+    resize: str = "bilinear"
 
     def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise Unknown("way to resize images", self.resize, RESIZES)
         if self.name not in FAMILIES:
             raise Unknown("family of vision-language models", self.name, FAMILIES)
         if self.dtype not in DTYPES:
@@ -297,6 +305,7 @@ def _tiny(config: BackboneConfig, vocabulary_size: int) -> Any:
 
 
 BACKBONES = {"tiny": _tiny}
+RESIZES = ("antialiased", "bilinear")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

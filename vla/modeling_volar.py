@@ -12,8 +12,11 @@ decoder's action head.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from volar.robots.contract import PolicyContract
@@ -22,7 +25,7 @@ from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
 from volar.vla.action_tokenizers.uniform_bins import BINS, EDGES, UniformBins
 from volar.vla.adapters import adapt
 from volar.vla.attention import attention_mask
-from volar.vla.backbone import Backbone, BackboneConfig, Piece, build_backbone
+from volar.vla.backbone import Backbone, BackboneConfig, Piece, VlmConfig, build_backbone
 from volar.vla.configuration_volar import VolarConfig
 from volar.vla.decoders import make_decoder
 from volar.vla.decoders.decoder import Decoded, Decoder, Prefix
@@ -302,12 +305,33 @@ def pool_tokens(tokens: Tensor, side: int) -> Tensor:
     return nn.functional.avg_pool2d(square, grid // side).flatten(2).mT
 
 
-def pixels_from_images(images: Mapping[str, Tensor], size: int) -> Tensor:
-    """{camera: uint8 (B, H, W, 3)} -> (B, C, 3, size, size) in [-1, 1], bilinear where sizes differ."""
-    views = []
+def pixels_from_images(images: Mapping[str, Tensor], backbone: BackboneConfig | VlmConfig) -> Tensor:
+    """{camera: uint8 (B, H, W, 3)} -> (B, C, 3, S, S) in [-1, 1], resized where sizes differ."""
+    size, views = backbone.image_size, []
     for image in images.values():
         view = image.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         if view.shape[-2:] != (size, size):
-            view = nn.functional.interpolate(view, (size, size), mode="bilinear", align_corners=False)
+            if backbone.resize == "bilinear":
+                view = nn.functional.interpolate(view, (size, size), mode="bilinear", align_corners=False)
+            else:
+                view = _antialiased(view, size)
         views.append(view)
     return torch.stack(views, 1)
+
+
+def _antialiased(view: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, size, size), as `interpolate(antialias=True)` does, in products that a graph has, too."""
+    with torch.autocast(view.device.type, enabled=False):
+        rows, columns = (torch.from_numpy(resizing(n, size)).to(view.device) for n in view.shape[-2:])
+        # The matrices are on the left: on the right, quantization would take them for weights and round them.
+        return (columns @ (rows @ view).mT).mT
+
+
+@cache
+def resizing(n: int, size: int) -> NDArray[np.float32]:
+    """(size, n): what each of `size` pixels in a row takes of `n`, by a triangle that spans a pixel of the coarser."""
+    scale = n / size
+    centres = (np.arange(size)[:, None] + 0.5) * scale
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(n) + 0.5 - centres) / max(1.0, scale))
+    matrix: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return matrix

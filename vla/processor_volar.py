@@ -103,7 +103,7 @@ class InferenceGraph(nn.Module):
             outputs = self.outputs(images, state, input_ids, camera_mask)
             top = outputs.action_logits.topk(2, -1).values
             return self.decode(outputs), outputs.points, (top[..., 0] - top[..., 1]).flatten(1).amin(1)
-        pixels = pixels_from_images(images, self.model.config.backbone.image_size)
+        pixels = pixels_from_images(images, self.model.config.backbone)
         if noise is None:
             noise = self.noise.expand(len(state), -1, -1)
         decoded, pointing = self.model.decode(pixels, input_ids, self.state_scaler(state), noise, camera_mask)
@@ -116,7 +116,7 @@ class InferenceGraph(nn.Module):
         self, images: Mapping[str, Tensor], state: Tensor, input_ids: Tensor, camera_mask: Tensor | None = None
     ) -> Outputs:
         """What the network with a parallel decoder says about raw observation tensors, shapes as in `forward`."""
-        pixels = pixels_from_images(images, self.model.config.backbone.image_size)
+        pixels = pixels_from_images(images, self.model.config.backbone)
         outputs: Outputs = self.model(pixels, input_ids, self.state_scaler(state), camera_mask)
         return outputs
 

@@ -201,7 +201,7 @@ class TrainingRun:
         sample = sample | {"input_ids": self.bare.backbone.without_padding(sample["input_ids"])}
         moved = {key: value.to(self.processes.device, non_blocking=True) for key, value in sample.items()}
         images = {c.name: moved[f"image.{c.name}"] for c in self.contract.cameras}
-        return moved | {"pixels": pixels_from_images(images, self.bare.config.backbone.image_size)}
+        return moved | {"pixels": pixels_from_images(images, self.bare.config.backbone)}
 
     def tensors(self, part: Part, batch: Batch) -> dict[str, Tensor]:
         """A batch as the network and its losses take it, on the CPU and with images as they are."""

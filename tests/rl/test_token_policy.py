@@ -34,7 +34,7 @@ def raw(small: SimpleNamespace, count: int) -> dict[str, torch.Tensor]:
 def logits_of_the_vla(small: SimpleNamespace, obs: dict[str, torch.Tensor]) -> torch.Tensor:
     contract = small.contract()
     model = small.model(contract)
-    pixels = pixels_from_images({c.name: obs[c.name] for c in contract.cameras}, 32)
+    pixels = pixels_from_images({c.name: obs[c.name] for c in contract.cameras}, model.config.backbone)
     found: torch.Tensor = model(pixels, obs["input_ids"], StateScaler(contract)(obs["state"])).action_logits
     return found
 

@@ -146,7 +146,7 @@ class VolarPolicy(PreTrainedPolicy):  # type: ignore[misc]
         if model.config.decoder == "parallel":
             outputs: Any = self.graph.outputs(images, state, ids)
         else:
-            pixels = pixels_from_images(images, model.config.backbone.image_size)
+            pixels = pixels_from_images(images, model.config.backbone)
             seed = int(torch.randint(2**31, ()))
             outputs = model(pixels, ids, self.graph.state_scaler(state), actions=normal, mask=mask, seed=seed)
         nowhere = torch.full((len(actions), *POINTS_SHAPE), torch.nan, device=actions.device)
@@ -243,6 +243,7 @@ def _new_parts(config: VolarConfig, dataset_meta: Any) -> Parts:
             "weights, prompts and tokenizer: volar-train dataset=DATA backbone=DIR output=RUN, then "
             "lerobot-train --policy.path=RUN/checkpoints/last/pretrained_model"
         )
+    config.backbone = {"resize": "antialiased"} | config.backbone
     architecture = config.architecture()
     if architecture.tokenizer != "bins":
         raise VolarError(f"tokenizer {architecture.tokenizer!r} is trained by volar-train; start from its directory")
