@@ -20,7 +20,7 @@ def load_parts(directory: Path) -> tuple[VolarModel, PolicyContract, Instruction
 
     config = VolarConfig.load(directory / "config.json")
     contract = PolicyContract.load(directory / "contract.json")
-    require_facts(contract, config)
+    require_facts(contract, config, "contract.json or config.json was changed after training; use another checkpoint")
     tokenizer = InstructionTokenizer.load(directory / "tokenizer.json", config.text_length)
     actions = load_tokenizer(directory) if config.tokenizer != "bins" else None
     model = VolarModel(config, contract, tokenizer=actions)

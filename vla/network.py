@@ -20,7 +20,7 @@ from volar.vla.families import FAMILIES
 from volar.vla.heads import HAND
 from volar.vla.instruction_tokenizer import WORDS, InstructionTokenizer
 from volar.vla.modeling_volar import VolarModel
-from volar.vla.network_facts import policy_contract
+from volar.vla.network_facts import Asked, camera_tokens, policy_contract
 
 if TYPE_CHECKING:
     from volar.vla.train import TrainConfig
@@ -68,7 +68,8 @@ def make_network(
 
 
 def _tiny(config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any]) -> VolarConfig:
-    size = config.image_size or contract.cameras[0].width
+    asked = Asked.by(contract)
+    size = config.image_size or asked.image_size or contract.cameras[0].width
     if size % 8:
         raise VolarError(f"images of {size} pixels do not divide into 8 x 8 patches; collect image_size=96")
     width, layers = config.width or BackboneConfig.width, config.layers or BackboneConfig.layers
@@ -79,8 +80,10 @@ def _tiny(config: "TrainConfig", contract: PolicyContract, chosen: dict[str, Any
         vision_layers=max(1, layers - 1),
         width=width,
         layers=layers,
+        resize=asked.resize,
     )
-    sides = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
+    usual = tuple(8 if i == 0 else 4 for i in range(len(contract.cameras)))
+    sides = camera_tokens(contract, backbone.grid, config.camera_tokens, asked.camera_tokens, usual)
     return VolarConfig(backbone=backbone, camera_tokens=sides, head_width=2 * width, **chosen)
 
 
@@ -99,11 +102,14 @@ def _from_pretrained(
                 "added action tokens begin at random and must be learned: language=full, or action_ids=last"
             )
         added = actions.size + (not isinstance(actions, UniformBins))
-    found = load_pretrained(str(config.backbone), config.image_size, config.backbone_dtype, added)
+    asked = Asked.by(contract)
+    size, camera = config.image_size or asked.image_size, contract.cameras[0].width
+    found = load_pretrained(str(config.backbone), size, config.backbone_dtype, added, camera)
     side = FAMILIES[found.config.name].side(found.backbone.model.config, found.config.image_size)
+    usual = (side,) * len(contract.cameras)
     architecture = VolarConfig(
-        backbone=found.config,
-        camera_tokens=(side,) * len(contract.cameras),
+        backbone=replace(found.config, resize=asked.resize),
+        camera_tokens=camera_tokens(contract, side, config.camera_tokens, asked.camera_tokens, usual),
         text_length=TEXT_LENGTH,
         **chosen,
     )
@@ -127,9 +133,10 @@ def _from_policy(
     before, theirs, words = load_parts(find_policy(config.init))
     require_same_inputs(theirs, contract, config.init)
     backbone = before.config.backbone
-    has: dict[str, str | int] = {
+    has: dict[str, object] = {
         "backbone": backbone.name,
         "image_size": backbone.image_size,
+        "camera_tokens": before.config.camera_tokens,
         "finds_hand": before.config.finds_hand,
     }
     if isinstance(backbone, BackboneConfig):

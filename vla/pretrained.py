@@ -15,6 +15,7 @@ from volar.robots.tokenize_subwords import NO_TOKEN, SubwordTokenizer
 from volar.vla.backbone import DTYPES, Backbone, VlmConfig
 from volar.vla.families import FAMILIES
 from volar.vla.instruction_tokenizer import InstructionTokenizer
+from volar.vla.qwen_vision import nearest_size
 
 TEXT_LENGTH = 48  # tokens of an instruction with its template; a sentence of twenty words has about thirty
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
@@ -33,10 +34,11 @@ class Pretrained:
 
 
 def load_pretrained(
-    source: str, image_size: int | None = None, dtype: str = "float32", added_tokens: int = 0
+    source: str, image_size: int | None = None, dtype: str = "float32", added_tokens: int = 0, camera_size: int = 224
 ) -> Pretrained:
-    """The model at `source`, a folder or a Hub id. `image_size` [pixels]: None for the vision tower's own.
-    `added_tokens`: rows that its vocabulary is to have more.
+    """The model at `source`, a folder or a Hub id. `image_size` [pixels]: None for the vision tower's own, or where it
+    takes any (Qwen's) for `camera_size`, rounded to whole tokens. `added_tokens`: rows that its vocabulary is to have
+    more.
 
     Raises `VolarError` naming what is missing or does not fit, and what to do.
     """
@@ -45,7 +47,7 @@ def load_pretrained(
     folder = find_folder(source)
     architecture = read_architecture(folder)
     tokenizer = _read_json(folder, "tokenizer.json", "AutoTokenizer.from_pretrained(..).save_pretrained(..) writes it")
-    config, tokenizer = describe(architecture, tokenizer, folder, image_size, dtype)
+    config, tokenizer = describe(architecture, tokenizer, folder, image_size, dtype, camera_size)
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -94,13 +96,18 @@ def read_architecture(folder: Path) -> Any:
 
 
 def describe(
-    architecture: Any, tokenizer: dict[str, Any], folder: Path, image_size: int | None, dtype: str
+    architecture: Any,
+    tokenizer: dict[str, Any],
+    folder: Path,
+    image_size: int | None,
+    dtype: str,
+    camera_size: int = 224,
 ) -> tuple[VlmConfig, dict[str, Any]]:
     """What a policy keeps of a model, and the tokenizer of its instructions. Raises `VolarError`."""
     family, vision = FAMILIES[architecture.model_type], architecture.vision_config
     if family.towers and vision.model_type not in family.towers:
         raise Unknown(f"vision tower of a {architecture.model_type}", vision.model_type, family.towers)
-    own = getattr(vision, "image_size", 224)
+    own = getattr(vision, "image_size", None) or nearest_size(vision, camera_size)
     size = image_size or int(own[0] if isinstance(own, list | tuple) else own)
     try:
         family.side(architecture, size)
@@ -121,6 +128,7 @@ def describe(
         image_size=size,
         image_mean=mean,
         image_std=std,
+        resize="antialiased",
         head=ids,
         image_start=around[0],
         image_end=around[1],

@@ -31,6 +31,12 @@ def encode(model: Any, pixels: Tensor) -> Features:
     return [images.reshape(len(pixels), -1, images.shape[-1]) for images in (found.pooler_output, *deep)]
 
 
+def nearest_size(vision: Any, size: int) -> int:
+    """The whole number of image tokens next to `size` [pixels], in pixels, as Qwen's own processor rounds."""
+    unit = int(vision.patch_size * vision.spatial_merge_size)
+    return unit * max(1, round(size / unit))
+
+
 def prepare(config: Any, size: int) -> None:
     """Computes what an export of images of `size` pixels needs, outside of it."""
     _places(*_key(config.vision_config, size // config.vision_config.patch_size))

@@ -64,7 +64,13 @@ class TrainConfig:
     backbone: str | None = field(
         default=None, metadata={"help": "tiny, a pretrained model's folder or Hub id; tiny, or that of init"}
     )
-    image_size: int | None = field(default=None, metadata={"help": "pixels its images are resized to; null: its own"})
+    image_size: int | None = field(
+        default=None, metadata={"help": "pixels its images are resized to; null: its own, else the camera's"}
+    )
+    camera_tokens: tuple[int, ...] | None = field(
+        default=None,
+        metadata={"help": "of each camera, along a side of its image, as 8,4: averages; null: all, of tiny 8,4,.."},
+    )
     backbone_dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "of a pretrained model's weights where they are frozen or lora"}
     )
