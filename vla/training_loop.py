@@ -187,6 +187,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Of the machine or of its GPU, whichever way torch and NumPy say so."""
     said = str(error).lower()
     words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    words += ("cublas_status_alloc_failed",)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in said for text in words)
 
 
@@ -198,6 +199,8 @@ def _memory_advice(config: "TrainConfig", training: TrainingRun, error: BaseExce
     ways = [f"accumulate={2 * config.accumulate} (the same samples a step, half as many at once)"]
     if not config.gradient_checkpointing and training.bare.config.decoder != "flow":
         ways += ["gradient_checkpointing=true"]
+    if training.step == 0:  # Adam's two moments come with the first step, however few samples it has
+        ways += ["less of the network to train (vision=frozen, language=lora, ...)"]
     said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
     return (
         f"out of memory in step {training.step + 1} with batch_size={config.batch_size}, "
