@@ -186,8 +186,7 @@ def progress_bar(training: TrainingRun) -> Any:
 def out_of_memory(error: BaseException) -> bool:
     """Of the machine or of its GPU, whichever way torch and NumPy say so."""
     said = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-    words += ("cublas_status_alloc_failed",)
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in said for text in words)
 
 
