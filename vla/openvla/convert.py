@@ -81,7 +81,7 @@ def convert(config: ConvertOpenVLAConfig) -> None:
     if config.output.exists() and not config.output.is_dir():
         raise OutputExists(f"output {config.output} is a file; give a folder")
     if contents(config.output):
-        if not (config.output / CONTRACT).is_file():  # nor with overwrite=true: a wrong path must not cost a folder
+        if not _converted(config.output):  # nor with overwrite=true: a wrong path must not cost a folder
             raise OutputExists(f"output {config.output} holds something else than a converted checkpoint; give another")
         if not config.overwrite:
             raise OutputExists(f"output {config.output} holds a converted checkpoint; overwrite=true replaces it")
@@ -175,6 +175,18 @@ def _statistics(key: str, stats: Mapping[str, Any]) -> "FieldStatistics":
         return FieldStatistics(**values, mask=mask, count=int(stats.get("num_transitions", 0)))
     except (KeyError, TypeError, ValueError) as error:
         raise VolarError(f"norm_stats of {key!r} cannot be used: {type(error).__name__} {error}") from error
+
+
+def _converted(folder: Path) -> bool:
+    """Whether this verb left it; any policy, run or artifact has a contract."""
+    from volar.vla.openvla.checkpoint import CONFIG
+    from volar.vla.openvla.policy import CONTRACT
+
+    try:
+        raw = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and raw.get("type") == "openvla" and (folder / CONTRACT).is_file()
 
 
 @contextmanager

@@ -233,6 +233,20 @@ def test_what_is_in_output_is_kept_until_told_otherwise(pristine: Path, tmp_path
     assert not (mine.output / "old.txt").exists()
 
 
+@pytest.mark.parametrize("config", [None, '{"type": "volar"}', '{"model_type": "openvla"}', "[]", "{", "\x00"])
+def test_a_folder_of_another_verb_is_kept_whatever_is_told(pristine: Path, tmp_path: Path, config: str | None) -> None:
+    """Every policy, run and artifact has a contract.json."""
+    mine = ConvertOpenVLAConfig(pristine, tmp_path / "out", dataset="mine", robot="fr3", overwrite=True)
+    convert(mine)
+    (mine.output / "config.json").unlink()
+    if config is not None:
+        (mine.output / "config.json").write_text(config)
+    before = {path: path.stat().st_mtime_ns for path in mine.output.iterdir()}
+    with pytest.raises(OutputExists, match="holds something else than a converted checkpoint"):
+        convert(mine)
+    assert {path: path.stat().st_mtime_ns for path in mine.output.iterdir()} == before
+
+
 def test_settings_that_cannot_be_are_refused(pristine: Path, tmp_path: Path) -> None:
     for settings, reason in (
         ({"robot": "fr3", "contract": tmp_path / "c.json"}, "give one"),
