@@ -37,6 +37,8 @@ class OpenVLAPolicy:
             self._words = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # what `tokenizers` raises
             raise OpenVLAError(f"{folder / TOKENIZER} cannot be read: {error}") from error
+        self._words.no_padding()  # what a training run saved there holds for its batches
+        self._words.no_truncation()
         self._bins = UniformBins(checkpoint.vocabulary_size)
         self._start = checkpoint.text.bos_token_id
         crop = self._contract.preprocessing.get(CENTER_CROP)

@@ -185,6 +185,19 @@ def test_tokens_and_actions_are_the_published_models(pristine: Path, policy: Ope
     assert len({token for tokens in distinct for token in tokens}) > 4
 
 
+def test_padding_and_truncation_of_training_do_not_hold(checkpoint: Path, policy: OpenVLAPolicy) -> None:
+    path, instruction = checkpoint / "tokenizer.json", "lift the red block and put it on the plate"
+    words = Tokenizer.from_file(str(path))
+    words.enable_padding(length=200, pad_id=2, pad_token="</s>")
+    words.enable_truncation(8)
+    words.save(str(path))
+    convert(ConvertOpenVLAConfig(checkpoint, checkpoint.parent / "out", dataset="mine", robot="fr3"))
+    found = load(checkpoint.parent / "out")
+    assert torch.equal(found.prompt_ids(instruction), policy.prompt_ids(instruction))
+    observation = look(0, instruction)
+    np.testing.assert_array_equal(found.predict(observation).actions, policy.predict(observation).actions)
+
+
 def test_each_tower_is_transformers_own(pristine: Path, tensors: Weights) -> None:
     """Two implementations of others agree with ours on the same weights."""
     model = Checkpoint.open(pristine).load(torch.device("cpu"))
