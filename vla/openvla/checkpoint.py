@@ -29,6 +29,8 @@ CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "to
 STATISTICS, INDEX = "dataset_statistics.json", "model.safetensors.index.json"
 TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 UNUSED = ("norm.", "fc_norm.", "attn_pool.", "head.")  # of a tower, behind the block that is taken
+OFT = ("action_head", "proprio_projector", "vision_backbone--", "noisy_action_projector")  # its files begin so
+RESIZE = "resize-naive"  # the only image_resize_strategy that is known here
 LANGUAGE_MODELS = ("llama2-7b-pure", "llama2-13b-pure")  # those that were asked with OpenVLA's prompt
 
 
@@ -54,8 +56,8 @@ class Checkpoint:
         raw = _json(folder / CONFIG)
         if raw.get("model_type") != "openvla":
             raise OpenVLAError(f"{folder / CONFIG} is of model_type {raw.get('model_type')!r}, not 'openvla'")
-        if heads := sorted(path.name for path in folder.glob("action_head*")):
-            raise OpenVLAError(f"{folder} has {heads[0]}: an OpenVLA-OFT, whose actions are no tokens; not supported")
+        if of_oft := sorted(path.name for path in folder.iterdir() if path.name.startswith(OFT)):
+            raise OpenVLAError(f"{folder} has {of_oft[0]}: an OpenVLA-OFT, whose actions are no tokens; not supported")
         _require_known(folder, raw)
         means, stds = _image_statistics(folder / PREPROCESSOR)
         return Checkpoint(folder, raw, means, stds, {path: _shapes(path) for path in _weight_files(folder)})
@@ -158,11 +160,17 @@ def _require_known(folder: Path, raw: Mapping[str, Any]) -> None:
         ("timm_override_act_layers", raw.get("timm_override_act_layers", [None, None]), ([None, None],)),
         ("llm_backbone_id", raw.get("llm_backbone_id", LANGUAGE_MODELS[0]), LANGUAGE_MODELS),
         ("n_action_bins", raw.get("n_action_bins", BINS), (BINS,)),
+        # A letterbox would put bars where the images that a body hands over, which are square, have none. It is the
+        # default of OpenVLA's configuration, which transformers leaves away when it writes one.
+        ("image_resize_strategy", raw.get("image_resize_strategy", "letterbox"), (RESIZE,)),
     )
     for name, found, known in facts:
         if found not in known:
             choices = " or ".join(map(repr, known))
             raise OpenVLAError(f"{folder / CONFIG} has {name} {found!r}; what is known here is {choices}")
+    sizes = raw.get("image_sizes")
+    if not isinstance(sizes, list) or len(sizes) != len(TOWERS):
+        raise OpenVLAError(f"{folder / CONFIG} has image_sizes {sizes!r}; it must be a size for each of two vision towers")
     if not isinstance(raw.get("text_config"), dict):
         raise OpenVLAError(f"{folder / CONFIG} lacks text_config, the language model's configuration")
 
@@ -171,6 +179,10 @@ def _image_statistics(path: Path) -> tuple[Any, Any]:
     """Means and deviations of both towers. What torchvision was given (`tvf_normalize_params`, which the published
     checkpoints have rounded to bfloat16) counts, as in OpenVLA's own processor, and `means`, `stds` otherwise."""
     raw = _json(path)
+    if raw.get("image_resize_strategy", RESIZE) != RESIZE:
+        raise OpenVLAError(
+            f"{path} has image_resize_strategy {raw['image_resize_strategy']!r}; what is known here is {RESIZE!r}"
+        )
     given = raw.get("tvf_normalize_params")
     means = [item["mean"] for item in given] if given else raw.get("means")
     stds = [item["std"] for item in given] if given else raw.get("stds")
@@ -181,7 +193,10 @@ def _image_statistics(path: Path) -> tuple[Any, Any]:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        names = sorted(set(_json(folder / INDEX)["weight_map"].values()))
+        files = _json(folder / INDEX).get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise OpenVLAError(f"{folder / INDEX} has no weight_map, which says what is in which file; download it again")
+        names = sorted(set(files.values()))
     else:
         names = ["model.safetensors"]
     for name in names:

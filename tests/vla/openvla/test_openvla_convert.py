@@ -25,6 +25,8 @@ from volar.vla.openvla.checkpoint import Checkpoint, OpenVLAError
 from volar.vla.openvla.convert import ConvertOpenVLAConfig, convert
 from volar.vla.openvla.policy import OpenVLAPolicy
 
+from .conftest import write_json
+
 Change = Callable[..., Path]
 
 
@@ -153,6 +155,10 @@ def test_a_dataset_that_is_not_there_names_those_that_are(pristine: Path) -> Non
         ),
         ({"n_action_bins": 128}, "n_action_bins 128"),
         ({"text_config": None}, "lacks text_config"),
+        ({"image_sizes": None}, "image_sizes None; it must be a size for each of two vision towers"),
+        ({"image_sizes": [56]}, r"image_sizes \[56\]; it must be a size for each"),
+        ({"image_resize_strategy": "resize-crop"}, "image_resize_strategy 'resize-crop'; what is known here is 'resize-n"),
+        ({"image_resize_strategy": None}, "image_resize_strategy 'letterbox'; what is known"),  # OpenVLA's default
         ({"norm_stats": None}, "no norm_stats in config.json and no dataset_statistics.json"),
         ({"image_sizes": [224, 224]}, "for images of 56 pixels, config.json says 224"),
         ({"norm_stats": {"a": {"action": {"q01": [0.0]}}}}, "norm_stats of 'a' cannot be used: KeyError 'q99'"),
@@ -173,7 +179,12 @@ def test_what_is_not_known_is_refused(changed: Change, settings: dict[str, Any],
         ("missing", r"projector.fc3.bias must be \(32,\), found nothing of that name"),
         ("wider", r"projector.fc3.bias must be \(32,\), found \(33,\)"),
         ("foreign", "proprio_projector.weight is no part of OpenVLA"),
-        ("oft", "action_head--1.pt: an OpenVLA-OFT"),
+        ("index", r"model\.safetensors\.index\.json has no weight_map"),
+        ("action_head--1.pt", "action_head--1.pt: an OpenVLA-OFT"),
+        ("proprio_projector--1.pt", "proprio_projector--1.pt: an OpenVLA-OFT"),
+        ("vision_backbone--150000_checkpoint.pt", "vision_backbone--150000_checkpoint.pt: an OpenVLA-OFT"),
+        ("noisy_action_projector--1.pt", "noisy_action_projector--1.pt: an OpenVLA-OFT"),
+        ("letterbox", "preprocessor_config.json has image_resize_strategy 'letterbox'"),
         ("adapter", "LoRA adapter alone"),
         ("words", "has no tokenizer.json"),
     ],
@@ -192,8 +203,13 @@ def test_a_damaged_checkpoint_is_named(checkpoint: Path, damage: str, reason: st
         save_file(content | {"projector.fc3.bias": torch.zeros(33)}, first)
     elif damage == "foreign":
         save_file(content | {"proprio_projector.weight": torch.zeros(3)}, first)
-    elif damage == "oft":
-        (checkpoint / "action_head--1.pt").touch()
+    elif damage == "index":
+        (checkpoint / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    elif damage.endswith(".pt"):
+        (checkpoint / damage).touch()
+    elif damage == "letterbox":
+        raw = json.loads((checkpoint / "preprocessor_config.json").read_text())
+        write_json(checkpoint / "preprocessor_config.json", raw | {"image_resize_strategy": "letterbox"})
     elif damage == "adapter":
         (checkpoint / "config.json").rename(checkpoint / "adapter_config.json")
     else:
