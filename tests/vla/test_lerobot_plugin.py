@@ -293,7 +293,7 @@ def test_a_new_policy_says_what_its_network_makes_of_images(episodes: Path, tmp_
 
     config = LeRobotConfig(device="cpu", backbone=SMALL | {"image_size": 48, "patch_size": 6})
     policy = VolarPolicy(config, LeRobotDatasetMetadata("volar/test", root=episodes))
-    assert policy.contract.preprocessing["network.image"] == "48x48 bilinear"
+    assert policy.contract.preprocessing["network.image"] == "48x48 antialiased"
     policy.save_pretrained(tmp_path / "policy")
     assert load(tmp_path / "policy").contract == policy.contract
 
