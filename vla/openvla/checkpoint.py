@@ -170,7 +170,7 @@ def _require_known(folder: Path, raw: Mapping[str, Any]) -> None:
             raise OpenVLAError(f"{folder / CONFIG} has {name} {found!r}; what is known here is {choices}")
     sizes = raw.get("image_sizes")
     if not isinstance(sizes, list) or len(sizes) != len(TOWERS):
-        raise OpenVLAError(f"{folder / CONFIG} has image_sizes {sizes!r}; it must be a size for each of two vision towers")
+        raise OpenVLAError(f"{folder / CONFIG} has image_sizes {sizes!r}; it must have one for each of two towers")
     if not isinstance(raw.get("text_config"), dict):
         raise OpenVLAError(f"{folder / CONFIG} lacks text_config, the language model's configuration")
 
@@ -194,8 +194,8 @@ def _image_statistics(path: Path) -> tuple[Any, Any]:
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         files = _json(folder / INDEX).get("weight_map")
-        if not isinstance(files, dict) or not files:
-            raise OpenVLAError(f"{folder / INDEX} has no weight_map, which says what is in which file; download it again")
+        if not isinstance(files, dict):
+            raise OpenVLAError(f"{folder / INDEX} has no weight_map: what is in which file; download it again")
         names = sorted(set(files.values()))
     else:
         names = ["model.safetensors"]

@@ -9,7 +9,7 @@ gripper is 1 = open for all of them, as OpenVLA's data loader makes it.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,19 @@ EXAMPLES = (
     "volar-evaluate policy=runs/openvla-fr3 suite=tabletop episodes=10 output=runs/evaluation",
 )
 
+ROUNDING = 1e-6  # of float32, as a share of a range
+# Of the datasets that openvla-7b was trained on, those of other arms whose actions `OXE` does not know.
+FOREIGN = (
+    "berkeley_fanuc_manipulation",
+    "cmu_stretch",
+    "dlr_edan_shared_control_converted_externally_to_rlds",
+    "dobbe",
+    "furniture_bench_dataset_converted_externally_to_rlds",
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds",
+    "nyu_franka_play_dataset_converted_externally_to_rlds",
+    "ucsd_kitchen_dataset_converted_externally_to_rlds",
+)
+
 
 @dataclass(frozen=True)
 class ConvertOpenVLAConfig:
@@ -48,7 +61,8 @@ class ConvertOpenVLAConfig:
     rate_hz: float | None = field(default=None, metadata={"help": "actions a second; null: as robot, contract or data"})
     camera: str | None = field(default=None, metadata={"help": "name of the one it looks through; null: the first"})
     center_crop: float | None = field(
-        default=None, metadata={"help": "share of the image's area that is kept: 0.9 if trained with augmentation"}
+        default=None,
+        metadata={"help": "share of the image's area that is kept: 0.9 if trained with augmentation; null: all"},
     )
     overwrite: bool = field(default=False, metadata={"help": "replace what is in output"})
 
@@ -60,6 +74,11 @@ class ConvertOpenVLAConfig:
         if self.center_crop is not None and not 0 < self.center_crop <= 1:
             raise UsageError(f"center_crop {self.center_crop} is not in (0, 1]: a share of the image's area")
         inside, output = self.path.resolve(), self.output.resolve()
+        if "image_aug" in inside.name and self.center_crop is None:
+            raise UsageError(
+                f"{inside.name} was trained with augmentation, as its name says: give center_crop=0.9, as OpenVLA "
+                "evaluates such a checkpoint, or center_crop=1 for the whole image"
+            )
         if output == inside or inside in output.parents or output in inside.parents:
             raise UsageError(f"output {self.output} and path {self.path} overlap; give another output")
 
@@ -76,7 +95,7 @@ def convert(config: ConvertOpenVLAConfig) -> None:
     from volar.vla.openvla.policy import CONTRACT
 
     checkpoint = Checkpoint.open(config.path)
-    contract = contract_of(checkpoint, config)
+    contract, told = contract_of(checkpoint, config)
     checkpoint.network()  # every tensor is there and has its shape
     if config.output.exists() and not config.output.is_dir():
         raise OutputExists(f"output {config.output} is a file; give a folder")
@@ -94,25 +113,31 @@ def convert(config: ConvertOpenVLAConfig) -> None:
                 raise VolarError(f"{config.path} has no {name}; download all files of the checkpoint")
             shutil.copyfile(config.path / name, folder / name)
         _place(list(checkpoint.shards), folder)
+    for line in told:
+        print(line)
     print(f"policy: {config.output}, for {contract.robot} at {contract.action.rate_hz:g} Hz")
 
 
-def contract_of(checkpoint: "Checkpoint", config: ConvertOpenVLAConfig) -> "PolicyContract":
-    """What the checkpoint's actions mean, with their statistics. Raises `VolarError` naming what does not fit."""
+def contract_of(checkpoint: "Checkpoint", config: ConvertOpenVLAConfig) -> tuple["PolicyContract", list[str]]:
+    """What the checkpoint's actions mean, with their statistics; and what of its bounds is to be told.
+
+    Raises `VolarError` naming what does not fit.
+    """
     from volar.robots.contract import PREPROCESSING, CameraSpec, PolicyContract
     from volar.vla.openvla.policy import CENTER_CROP, PROMPT
 
     key, stats = checkpoint.statistics(config.dataset)
-    meaning = _meaning(key, config)
+    meaning = _meaning(key, checkpoint.norm_stats, config)
     action = meaning.action if config.rate_hz is None else replace(meaning.action, rate_hz=config.rate_hz)
     statistics = _statistics(key, stats)
     if len(statistics.q01) != action.size:
         raise VolarError(
             f"{key} has actions of {len(statistics.q01)} numbers, those of {meaning.robot} have {action.size}"
         )
+    action, told = _bounds(key, action, statistics, config.robot)
     size = checkpoint.towers[0].image_size
     crop = {} if config.center_crop is None else {CENTER_CROP: f"{config.center_crop:g}"}
-    return PolicyContract(
+    contract = PolicyContract(
         robot=meaning.robot,
         action=action,
         state_names=meaning.state_names,
@@ -124,6 +149,7 @@ def contract_of(checkpoint: "Checkpoint", config: ConvertOpenVLAConfig) -> "Poli
         instruction_template=PROMPT,
         preprocessing={**PREPROCESSING, **crop},
     )
+    return contract, told
 
 
 @dataclass(frozen=True)
@@ -135,8 +161,11 @@ class _Meaning:
     camera: str
 
 
-def _meaning(key: str, config: ConvertOpenVLAConfig) -> _Meaning:
-    """Of the actions of a dataset. OpenVLA looks at no state; that of the robot is what the body will hand over."""
+def _meaning(key: str, keys: Iterable[str], config: ConvertOpenVLAConfig) -> _Meaning:
+    """Of the actions of a dataset. OpenVLA looks at no state; that of the robot is what the body will hand over.
+
+    `keys`: of all the checkpoint's datasets.
+    """
     if config.robot is not None:
         from volar.robots.spec import load_robot
 
@@ -153,15 +182,51 @@ def _meaning(key: str, config: ConvertOpenVLAConfig) -> _Meaning:
         return _Meaning(of_data.robot, of_data.action, names, units, camera)
     from volar.datasets.oxe import OXE
 
-    entries = [entry for name, entry in OXE.items() if key == name or key in entry.tfds]
-    if not entries:
+    known = {name: entry for called, entry in OXE.items() for name in (called, *entry.tfds)}
+    if key in FOREIGN:
+        choices = ", ".join(sorted(known.keys() & keys)) or "none"
+        raise UsageError(
+            f"what the actions of {key!r} mean is not known here; give contract=, the meta/volar_contract.json of that "
+            f"dataset, or a dataset of this checkpoint that is known: {choices}"
+        )
+    if key not in known:
         raise UsageError(
             f"what the actions of {key!r} mean is not known here; give robot=fr3 (or ur5e, so101) if the checkpoint "
             "was fine-tuned on its data, or contract=meta/volar_contract.json of the dataset it was fine-tuned on"
         )
-    entry = entries[0]
+    entry = known[key]
     names, units = (tuple(column) for column in zip(*entry.state, strict=True))
     return _Meaning(entry.robot, entry.action, names, units, next(iter(entry.cameras)))
+
+
+def _bounds(
+    key: str, action: "ActionSpec", statistics: "FieldStatistics", robot: str | None
+) -> tuple["ActionSpec", list[str]]:
+    """The action with bounds that hold what it is decoded to, q01 to q99, and lines about where they did not.
+
+    Those of `robot` are what the arm does in one step, and the gripper is 0 to 1: these stay, and actions that reach
+    beyond are clipped. Raises `UsageError` where they reach further than `plausibility` lets any robot run them.
+    """
+    from volar.robots.plausibility import SLACK
+
+    low, high, told = list(action.low), list(action.high), []
+    for i, name in enumerate(action.names):
+        q01, q99, width = statistics.q01[i], statistics.q99[i], high[i] - low[i]
+        beyond = max(low[i] - q01, q99 - high[i])
+        if beyond <= ROUNDING * width:
+            continue
+        seen = f"actions of {key!r} reach from {q01:.4g} to {q99:.4g} {action.units[i]} in {name}"
+        gripper = action.gripper != "none" and i == action.size - 1
+        whose = "a gripper" if gripper else robot
+        if whose is None:
+            low[i], high[i] = min(low[i], q01), max(high[i], q99)
+            told.append(f"{seen}: the policy's bounds are widened to that, and a robot with narrower ones refuses it")
+        elif beyond <= SLACK * width:
+            told.append(f"{seen}, {whose} from {low[i]:.4g} to {high[i]:.4g}: clipped to that")
+        else:
+            fix = "1 is open and 0 closed" if gripper else "it is not of that robot's data: give another, or contract="
+            raise UsageError(f"{seen}, {whose} from {low[i]:.4g} to {high[i]:.4g}: {fix}")
+    return replace(action, low=tuple(low), high=tuple(high)), told
 
 
 def _statistics(key: str, stats: Mapping[str, Any]) -> "FieldStatistics":

@@ -21,9 +21,10 @@ PROMPT = "In: What action should the robot take to {instruction}?\nOut:"  # the 
 class OpenVLAPolicy:
     """The policy in a folder that `volar-convert source=openvla` made; on the GPU where there is one.
 
-    The same tokens and actions as OpenVLA's own `predict_action(do_sample=False)`, in float32, with two differences: a
-    token that is no action token raises `DecodeError`, where OpenVLA takes it for the nearest bin, and actions are
-    clipped to the contract's bounds. Raises `OpenVLAError`, and `ContractError` when there is no contract.
+    The same tokens and actions as OpenVLA's own `predict_action(do_sample=False)`, with two differences: a token that
+    is no action token raises `DecodeError`, where OpenVLA takes it for the nearest bin, and actions are clipped to the
+    contract's bounds; conversion tells where that changes one. Computed in the type of the stored weights. Raises
+    `OpenVLAError`, and `ContractError` when there is no contract.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ from volar.robots.fr3 import FR3
 from volar.robots.policies import load_policy, read_contract
 from volar.robots.ur5e import UR5E
 from volar.vla.openvla.checkpoint import Checkpoint, OpenVLAError
-from volar.vla.openvla.convert import ConvertOpenVLAConfig, convert
+from volar.vla.openvla.convert import FOREIGN, ConvertOpenVLAConfig, convert
 from volar.vla.openvla.policy import OpenVLAPolicy
 
 from .conftest import write_json
@@ -113,6 +113,76 @@ def test_the_contract_of_a_dataset_may_be_given(pristine: Path, tmp_path: Path) 
     assert [camera.name for camera in seen.cameras] == ["front"]
 
 
+def reaching(changed: Change, key: str, dimension: int, q01: float, q99: float) -> Path:
+    """The checkpoint with other quantiles of one dimension, and extremes beyond them."""
+    stats = json.loads((changed("config.json") / "config.json").read_text())["norm_stats"]
+    for name, value in (("q01", q01), ("min", 2 * q01), ("q99", q99), ("max", 2 * q99)):
+        stats[key]["action"][name][dimension] = value
+    return changed("config.json", norm_stats=stats)
+
+
+@pytest.mark.parametrize("known_by", ["its name", "a contract"])
+def test_bounds_are_widened_to_what_the_statistics_reach(
+    changed: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str], known_by: str
+) -> None:
+    """Those of a dataset are a guess of its arm's; OpenVLA clips nothing."""
+    path = reaching(changed, "bridge_orig", 1, -0.7, 0.9)
+    if known_by == "a contract":
+        contract(path, dataset="mine", robot="fr3").save(tmp_path / "data.json")
+        found = contract(path, dataset="bridge_orig", contract=tmp_path / "data.json")
+        assert {mismatch.field for mismatch in check(found, FR3)} >= {"action.low", "action.high"}
+    else:
+        found = contract(path, dataset="bridge_orig")
+    assert (found.action.low[1], found.action.high[1]) == (-0.7, 0.9)
+    assert "'bridge_orig' reach from -0.7 to 0.9 m in dy: the policy's bounds are widened" in capsys.readouterr().out
+    policy = load_policy(path.parent / "converted")
+    assert isinstance(policy, OpenVLAPolicy)
+    np.testing.assert_allclose(policy.physical(np.array([0, 0.99, 0, 0, 0, 0, 1]))[1], 0.995 * 1.6 - 0.7, rtol=1e-6)
+
+
+def test_what_a_robot_cannot_do_in_a_step_is_told(changed: Change, capsys: pytest.CaptureFixture[str]) -> None:
+    most = float(np.float32(0.05))  # of data in float32: a little above the bound
+    contract(reaching(changed, "mine", 0, -0.05, most), dataset="mine", robot="fr3")
+    assert "reach" not in capsys.readouterr().out
+    found = contract(reaching(changed, "mine", 0, -0.053, 0.03), dataset="mine", robot="fr3")
+    assert check(found, FR3) == []
+    assert "reach from -0.053 to 0.03 m in dx, fr3 from -0.05 to 0.05: clipped to that" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"reach from -0.02 to 0.07 m in dx, fr3 from -0.05 to 0.05: .*contract="):
+        contract(reaching(changed, "mine", 0, -0.02, 0.07), dataset="mine", robot="fr3")
+
+
+@pytest.mark.parametrize("settings", [{"dataset": "bridge_orig"}, {"dataset": "mine", "robot": "ur5e"}])
+def test_a_gripper_that_is_no_opening_is_refused(changed: Change, settings: dict[str, Any]) -> None:
+    path = reaching(changed, settings["dataset"], 6, -1.0, 1.0)
+    with pytest.raises(UsageError, match=r"reach from -1 to 1 1 in gripper, a gripper from 0 to 1: 1 is open"):
+        contract(path, **settings)
+
+
+def test_a_checkpoint_trained_with_augmentation_needs_its_crop(pristine: Path, tmp_path: Path) -> None:
+    path = tmp_path / "openvla-7b+mine+b16--image_aug"
+    shutil.copytree(pristine, path)
+    (tmp_path / "link").symlink_to(path)
+    for given in (path, tmp_path / "link"):
+        with pytest.raises(UsageError, match=r"image_aug was trained with augm.*center_crop=0\.9.*center_crop=1 "):
+            contract(given, dataset="mine", robot="fr3")
+    for share in (0.9, 1.0):
+        found = contract(path, dataset="mine", robot="fr3", center_crop=share)
+        assert found.preprocessing["openvla.center_crop"] == f"{share:g}"
+
+
+def test_data_of_an_arm_that_is_not_known_asks_for_its_contract(changed: Change) -> None:
+    """robot=fr3 would be wrong for all of them."""
+    from volar.datasets.oxe import OXE
+
+    assert not set(FOREIGN) & {name for called, entry in OXE.items() for name in (called, *entry.tfds)}
+    stats = json.loads((changed("config.json") / "config.json").read_text())["norm_stats"]
+    path = changed("config.json", norm_stats=stats | dict.fromkeys(FOREIGN, stats["mine"]))
+    for key in FOREIGN:
+        with pytest.raises(UsageError, match=rf"{key}.*give contract=.*that is known: bridge_orig$") as error:
+            contract(path, dataset=key)
+        assert "robot=" not in str(error.value)
+
+
 def test_statistics_beside_the_checkpoint_come_first(checkpoint: Path) -> None:
     """As OpenVLA's own evaluation takes them, which fine-tuning writes there."""
     raw = json.loads((checkpoint / "config.json").read_text())["norm_stats"]["mine"]
@@ -155,9 +225,12 @@ def test_a_dataset_that_is_not_there_names_those_that_are(pristine: Path) -> Non
         ),
         ({"n_action_bins": 128}, "n_action_bins 128"),
         ({"text_config": None}, "lacks text_config"),
-        ({"image_sizes": None}, "image_sizes None; it must be a size for each of two vision towers"),
-        ({"image_sizes": [56]}, r"image_sizes \[56\]; it must be a size for each"),
-        ({"image_resize_strategy": "resize-crop"}, "image_resize_strategy 'resize-crop'; what is known here is 'resize-n"),
+        ({"image_sizes": None}, "image_sizes None; it must have one for each of two towers"),
+        ({"image_sizes": [56]}, r"image_sizes \[56\]; it must have one for each"),
+        (
+            {"image_resize_strategy": "resize-crop"},
+            "image_resize_strategy 'resize-crop'; what is known .*'resize-naive'",
+        ),
         ({"image_resize_strategy": None}, "image_resize_strategy 'letterbox'; what is known"),  # OpenVLA's default
         ({"norm_stats": None}, "no norm_stats in config.json and no dataset_statistics.json"),
         ({"image_sizes": [224, 224]}, "for images of 56 pixels, config.json says 224"),
