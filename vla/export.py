@@ -121,8 +121,8 @@ def exportable(policy: "TorchPolicy") -> "TorchPolicy":
     config = policy.graph.model.config
     if config.decoder == "autoregressive" and config.tokenizer != "bins":
         raise VolarError(
-            f"tokenizer={config.tokenizer} gives sequences of varying length, which no static graph decodes: run the "
-            "policy directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
+            f"tokenizer={config.tokenizer} is decoded outside the network, which no static graph is: run the policy "
+            "directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
         )
     return TorchPolicy(merge(policy.graph.model.cpu().float()), policy.contract, policy.tokenizer)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import VolarError
-from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, ids_needed
 from volar.vla.action_tokenizers.uniform_bins import BINS, EDGES, UniformBins
 from volar.vla.adapters import adapt
 from volar.vla.attention import attention_mask
@@ -112,8 +112,7 @@ class VolarModel(nn.Module):
         if self.tokenizer.size != config.action_tokens:
             raise VolarError(f"the action tokenizer has {self.tokenizer.size} ids, the network {config.action_tokens}")
         self.action_shape = (contract.chunk_length, contract.action.size)  # (H, A)
-        ends = not isinstance(self.tokenizer, UniformBins)  # an id that ends a sequence
-        self.backbone = backbone or build_backbone(config.backbone, WORDS + config.action_tokens + ends)
+        self.backbone = backbone or build_backbone(config.backbone, WORDS + ids_needed(self.tokenizer))
         width, own = self.backbone.width, isinstance(config.backbone, BackboneConfig)
         scale = 0.02 if own else self.backbone.word_scale()
         # Nothing is added to images that a pretrained model knows, until training finds what to.
@@ -136,7 +135,7 @@ class VolarModel(nn.Module):
         """The id after the last of the state's bins: those of actions where they are bins too, else the next before."""
         end = self.backbone.action_end
         shared = isinstance(self.tokenizer, UniformBins) or self.backbone.words is None  # a policy from before
-        return end if shared else end - self.tokenizer.size - 1  # and the one that ends a sequence
+        return end if shared else end - ids_needed(self.tokenizer)
 
     def forward(
         self,

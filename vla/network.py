@@ -10,8 +10,7 @@ from torch import Tensor
 from volar.datasets.mixture import Source
 from volar.robots.contract import PolicyContract
 from volar.robots.errors import UsageError, VolarError
-from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer
-from volar.vla.action_tokenizers.fast import Fast
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, ids_needed
 from volar.vla.action_tokenizers.uniform_bins import BINS, UniformBins
 from volar.vla.adapters import PARTS, adapt, merge, require_float32
 from volar.vla.backbone import BackboneConfig, VlmConfig
@@ -101,7 +100,7 @@ def _from_pretrained(
             raise UsageError(
                 "added action tokens begin at random and must be learned: language=full, or action_ids=last"
             )
-        added = actions.size + (not isinstance(actions, UniformBins))
+        added = ids_needed(actions)
     asked = Asked.by(contract)
     size, camera = config.image_size or asked.image_size, contract.cameras[0].width
     found = load_pretrained(str(config.backbone), size, config.backbone_dtype, added, camera)
@@ -154,7 +153,7 @@ def _from_policy(
 
         actions = train_tokenizer(config.tokenizer, sources, contract.chunk_length, config.seed)
         chosen = chosen | {"tokenizer": config.tokenizer, "action_tokens": actions.size}
-    elif isinstance(actions, Fast):
+    else:
         try:
             actions.require_steps(contract.chunk_length)
         except ValueError as error:
@@ -228,7 +227,7 @@ def _require_ids(config: VolarConfig, actions: ActionTokenizer, tokenizer: Instr
                 "tokens, which mean something else; state_as=projected, or tokenizer=bins"
             )
         return
-    needed = actions.size + (not bins) if config.decoder == "autoregressive" else 0
+    needed = ids_needed(actions) if config.decoder == "autoregressive" else 0
     if in_tokens:
         needed = BINS if bins else needed + BINS
     first, fix = backbone.words - needed, "action_ids=added for actions, state_as=projected for the state"

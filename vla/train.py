@@ -233,8 +233,11 @@ class TrainConfig:
                     raise UsageError(f"{name} is for {needed}: give that, or leave {name} away")
         if self.parallel == "fsdp" and self.backbone_dtype != "float32":
             raise UsageError("parallel=fsdp shards weights of one precision: backbone_dtype=float32")
-        if self.parallel == "fsdp" and self.validation and self.tokenizer == "fast":
-            raise UsageError("parallel=fsdp cannot decode sequences of varying length: leave validation= away")
+        if self.parallel == "fsdp" and self.validation and self.tokenizer is not None:
+            from volar.vla.action_tokenizers import tokenizer_class
+
+            if not tokenizer_class(self.tokenizer).one_token_a_number:
+                raise UsageError("parallel=fsdp cannot decode sequences of varying length: leave validation= away")
 
 
 def train(config: TrainConfig) -> None:

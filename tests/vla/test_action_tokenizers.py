@@ -1,8 +1,10 @@
-"""What holds for every action tokenizer, and what FAST promises beyond that."""
+"""What holds for every action tokenizer, what FAST promises beyond that, and that a third is a file and a line."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -12,9 +14,15 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from volar.robots.errors import UsageError, VolarError
+from volar.robots.interface import Observation
 from volar.vla.action_tokenizers import FILE, TOKENIZERS, action_tokenizer, load_tokenizer, save_tokenizer
-from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, DecodeError
+from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, DecodeError, checked_chunk, checked_ids
 from volar.vla.action_tokenizers.fast import SCALE, Fast, dct, train_fast
+from volar.vla.checkpoint_policy import load
+from volar.vla.export import exportable
+from volar.vla.inspect_tokenizer import InspectTokenizerConfig, measure
+from volar.vla.train import TrainConfig, train
+from volar.vla.training_run import TrainingRun
 
 SHAPE = (8, 7)
 
@@ -46,6 +54,9 @@ def test_any_chunk_comes_back_within_the_bound(name: str, chunk: NDArray[np.floa
     said = tokenizer.numbers()
     assert said is not None
     assert said[np.array(ids) - first_id].sum() == chunk.size  # what decoding counts on
+    tokenizer.require_steps(len(chunk))
+    if tokenizer.one_token_a_number:
+        assert ids == [i for step in chunk for number in step for i in tokenizer.encode_chunk(number.reshape(1, 1))]
     back = tokenizer.decode_chunk(ids, SHAPE)
     assert back.shape == SHAPE
     assert np.abs(back - chunk).max() <= WORST[name] + 1e-9
@@ -182,3 +193,108 @@ def test_training_is_deterministic_and_bounded() -> None:
     assert train_fast(chunks[:, :1], 1024).size < 1024  # nothing left to merge
     with pytest.raises(ValueError, match="59 integers, more than a vocabulary of 50"):
         train_fast(chunks, 50)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Nine levels; a third tokenizer, for chunks as long as those that it was trained on."""
+
+    one_token_a_number: ClassVar[bool] = True
+    size: ClassVar[int] = 9
+    longest: int
+    first_id: int = 0
+
+    @classmethod
+    def train(cls, chunks: NDArray[np.floating]) -> Self:
+        return cls(checked_chunk(chunks, dimensions=3).shape[1])
+
+    def placed(self, first_id: int) -> Self:
+        return replace(self, first_id=first_id)
+
+    def require_steps(self, steps: int) -> None:
+        if steps > self.longest:
+            raise ValueError(f"at most {self.longest} steps")
+
+    def encode_chunk(self, chunk: NDArray[np.floating]) -> list[int]:
+        self.require_steps(len(chunk))
+        levels = np.rint(4 * checked_chunk(chunk) + 4).astype(int).reshape(-1)
+        return [self.first_id + i for i in levels.tolist()]
+
+    def decode_chunk(self, ids: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float64]:
+        levels = checked_ids(ids, self.first_id, self.size)
+        if len(levels) != shape[0] * shape[1]:
+            raise DecodeError(f"{len(levels)} levels are no {shape}")
+        return levels.reshape(shape) / 4 - 1.0
+
+    def numbers(self) -> NDArray[np.int64] | None:
+        return np.ones(self.size, np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"longest": self.longest, "first_id": self.first_id}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        return cls(int(raw["longest"]), int(raw["first_id"]))
+
+
+class Pairs(Levels):
+    """Nine ids more, for two equal levels after each other, so that chunks vary in length."""
+
+    one_token_a_number: ClassVar[bool] = False
+    size: ClassVar[int] = 18
+
+    def encode_chunk(self, chunk: NDArray[np.floating]) -> list[int]:
+        found: list[int] = []
+        for i in super().encode_chunk(chunk):
+            if found and found[-1] == i:
+                found[-1] += 9
+            else:
+                found.append(i)
+        return found
+
+    def decode_chunk(self, ids: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float64]:
+        own = checked_ids(ids, self.first_id, self.size)
+        return super().decode_chunk((np.repeat(own % 9, own // 9 + 1) + self.first_id).tolist(), shape)
+
+    def numbers(self) -> NDArray[np.int64] | None:
+        return np.repeat([1, 2], 9)
+
+
+@pytest.mark.parametrize("kind", [Levels, Pairs])
+def test_a_third_tokenizer_is_one_file_and_one_line(
+    kind: type[Levels],
+    settings: Callable[..., TrainConfig],
+    look: Callable[[int], Observation],
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It trains, is saved and loaded, acts, is measured and refused where it is of no use: nothing knows its name."""
+    monkeypatch.setitem(TOKENIZERS, "toy", kind)
+    of: dict[str, Any] = {"width": 16, "layers": 1, "chunk_length": 2, "tokenizer": "toy", "steps": 1}
+    run = settings(**of, decoder="autoregressive", validation=0.2, validate_every_steps=1)
+    train(run)
+    last = run.output / "checkpoints/last/pretrained_model"
+    assert load_tokenizer(last) == kind(2)
+    policy = load(last)
+    model = policy.graph.model
+    assert type(model.tokenizer) is kind
+    assert model.decoder.end - model.decoder.first_id == kind.size + (kind is Pairs)
+    assert policy.predict(look(0)).actions.shape == (2, 7)
+    again = settings(init=run.output, output=tmp_path / "again", steps=1)
+    train(again)
+    assert load_tokenizer(again.output / "checkpoints/last/pretrained_model") == kind(2)
+    with pytest.raises(VolarError, match="at most 2 steps; lower chunk_length"):
+        TrainingRun.start(replace(again, output=tmp_path / "longer", chunk_length=3))
+    with pytest.raises(VolarError, match="tokenizer=toy is decoded outside the network"):
+        exportable(policy)
+    with pytest.raises(UsageError, match="tokenizer=toy is for decoder=autoregressive"):
+        TrainingRun.start(settings(**of, output=tmp_path / "parallel"))
+    sharded: dict[str, Any] = {"decoder": "autoregressive", "parallel": "fsdp", "validation": 0.2}
+    if kind is Levels:
+        settings(**of, **sharded)
+    else:
+        with pytest.raises(UsageError, match="cannot decode sequences of varying length"):
+            settings(**of, **sharded)
+    found = measure(InspectTokenizerConfig(dataset, tokenizer="toy", chunk_length=2))
+    assert (found.by_name["toy"].tokens == 14).all() == (kind is Levels)

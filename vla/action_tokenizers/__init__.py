@@ -20,13 +20,13 @@ def tokenizer_class(name: str) -> type[ActionTokenizer]:
 
 
 def action_tokenizer(name: str, vocabulary_size: int) -> UniformBins:
-    """The tokenizer of that name for a decoder that predicts one token a number, its ids at the vocabulary's end.
+    """The bins, their ids at the vocabulary's end, for a decoder that takes no other: a head over bins, or none at all.
 
-    Raises `Unknown`, and `UsageError` for one whose sequences vary in length.
+    Raises `Unknown`, and `UsageError` for another tokenizer.
     """
     if tokenizer_class(name) is not UniformBins:
         raise UsageError(
-            f"tokenizer={name} does not give one token a number, which this decoder needs; "
+            f"tokenizer={name} is for decoder=autoregressive; others have no tokens, or one token a number, its bin: "
             "give tokenizer=bins, or decoder=autoregressive"
         )
     return UniformBins(vocabulary_size)

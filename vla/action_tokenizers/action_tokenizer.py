@@ -1,7 +1,7 @@
 """What an action tokenizer is: a chunk of normalized actions to token ids, and back."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,12 @@ class ActionTokenizer(Protocol):
     Chunks are (H, A) in [-1, 1]; values outside are clipped. Ids are the `size` consecutive ones from `first_id` on,
     wherever a model has room for them: at the end of its words, `placed(words - size)`, as in RT-2 and OpenVLA, or in
     rows added behind its vocabulary, `placed(vocabulary_size)`.
+
+    `one_token_a_number`: whether a chunk is always H * A ids, one for each number, those of the first step first. Where
+    it is not, sequences vary in length, and a decoder needs one id more, that ends them.
     """
+
+    one_token_a_number: ClassVar[bool]
 
     @property
     def first_id(self) -> int:
@@ -42,6 +47,10 @@ class ActionTokenizer(Protocol):
 
     def placed(self, first_id: int) -> Self:
         """The same tokenizer with its ids from `first_id` on. Raises `ValueError` on a negative one."""
+        ...
+
+    def require_steps(self, steps: int) -> None:
+        """Raises `ValueError` for chunks of more `steps` than it has ids for, saying how many it has."""
         ...
 
     def encode_chunk(self, chunk: NDArray[np.floating]) -> list[int]:
@@ -68,6 +77,11 @@ class ActionTokenizer(Protocol):
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`. Raises `KeyError`, `TypeError` or `ValueError` when it cannot be one."""
         ...
+
+
+def ids_needed(tokenizer: ActionTokenizer) -> int:
+    """How many ids of a vocabulary a decoder takes: the tokenizer's, and one that ends a sequence that may end."""
+    return tokenizer.size + (not tokenizer.one_token_a_number)
 
 
 def checked_chunk(chunk: NDArray[np.floating], dimensions: int = 2) -> NDArray[np.float64]:

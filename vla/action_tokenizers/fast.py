@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ _LARGEST = 0x0C00  # as far as that area reaches to both sides
 class Fast:
     """`largest`: the alphabet is the integers -largest..largest. `bpe`: the JSON of a `tokenizers.Tokenizer`."""
 
+    one_token_a_number: ClassVar[bool] = False
     scale: float
     largest: int
     bpe: str
@@ -78,7 +79,7 @@ class Fast:
         return cls(scale, largest, tokenizer.to_str())
 
     def require_steps(self, steps: int) -> None:
-        """Raises `ValueError` for chunks of more `steps` than the alphabet has integers for."""
+        """The alphabet has the integers of chunks as long as those that it was trained on."""
         if (needed := largest_integer(self.scale, steps)) > self.largest:
             longest = max(h for h in range(1, steps) if largest_integer(self.scale, h) <= self.largest)
             have = f"chunks of {steps} steps need integers up to {needed} (scale {self.scale:g} x sqrt({steps}))"

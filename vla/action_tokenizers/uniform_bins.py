@@ -6,7 +6,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class UniformBins:
     A vocabulary that was made 256 larger for them ends with them too: as added tokens, its last.
     """
 
+    one_token_a_number: ClassVar[bool] = True
     vocabulary_size: int
 
     @property
@@ -59,6 +60,9 @@ class UniformBins:
 
     def placed(self, first_id: int) -> Self:
         return type(self)(checked_first_id(first_id) + BINS)
+
+    def require_steps(self, steps: int) -> None:
+        """Bins are of numbers: a chunk may have any length."""
 
     def encode_chunk(self, chunk: NDArray[np.floating]) -> list[int]:
         """Time-major: all dimensions of the first step first, as OpenVLA's one step."""

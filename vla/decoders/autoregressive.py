@@ -7,7 +7,7 @@ next is known where each says how many numbers of the chunk it stands for: the o
 always whole.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,19 +31,19 @@ class Autoregressive(nn.Module):
         super().__init__()
         self.start = nn.Parameter(torch.randn(1, width) * scale)
         self.tokenizer, self.end = tokenizer.placed(end - tokenizer.size), end
-        self.fixed = isinstance(tokenizer, UniformBins)  # one token a number: as long as a chunk
+        self.fixed = tokenizer.one_token_a_number  # as long as a chunk
         self.first_id = self.tokenizer.first_id - (not self.fixed)  # also that of the end, if any
         numbers = None if self.fixed else tokenizer.numbers()
         said = None if numbers is None else torch.from_numpy(np.array([0, *numbers]))  # (ids,), the end's first
         self.register_buffer("numbers", said, persistent=False)
 
     def encode(self, actions: Tensor) -> Tensor:
-        """(B, H, A) -> ids (B, T) with the end, then `NOTHING`."""
+        """(B, H, A) -> ids (B, T) with the end, if there is one, then `NOTHING`."""
         chunks = actions.detach().float().cpu().numpy()
-        if self.fixed:
-            ids: Any = self.tokenizer.encode(chunks).reshape(len(chunks), -1)  # type: ignore[attr-defined]
-            return torch.from_numpy(ids).to(actions.device)
-        rows = [[*self.tokenizer.encode_chunk(chunk), self.first_id] for chunk in chunks]
+        if isinstance(self.tokenizer, UniformBins):  # all at once
+            return torch.from_numpy(self.tokenizer.encode(chunks).reshape(len(chunks), -1)).to(actions.device)
+        end = () if self.fixed else (self.first_id,)
+        rows = [[*self.tokenizer.encode_chunk(chunk), *end] for chunk in chunks]
         tokens = np.full((len(rows), max(map(len, rows))), NOTHING)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
@@ -91,7 +91,8 @@ class Autoregressive(nn.Module):
             )
             actions = centres[tokens - self.first_id].reshape(-1, steps, size)
         else:
-            rows = [[i for i in row if i not in (NOTHING, self.first_id)] for row in tokens.tolist()]
+            no_action = (NOTHING,) if self.fixed else (NOTHING, self.first_id)
+            rows = [[i for i in row if i not in no_action] for row in tokens.tolist()]
             chunks = np.stack([self.tokenizer.decode_chunk(row, (steps, size)) for row in rows])
             actions = torch.from_numpy(chunks).float().to(tokens.device)
         return Decoded(actions, hidden, tokens, log_probabilities, margins.amin(1))
