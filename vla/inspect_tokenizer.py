@@ -1,8 +1,9 @@
 """volar-train inspect_tokenizer: what a dataset's actions cost in tokens, and what they lose by it.
 
 Tokenizers that are trained are trained on four fifths of the episodes; all are measured on the rest. Prints tokens a
-chunk and the compression against one token a number, and for each action dimension how far it comes back from where it
-was, in its own unit. What the normalization clips beforehand is listed by itself: no tokenizer can help it.
+chunk, without one that ends it, and the compression against one token a number; and for each action dimension how far
+it comes back from where it was, in its own unit. What the normalization clips beforehand is listed by itself: no
+tokenizer can help it.
 """
 
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ def inspect_tokenizer(config: InspectTokenizerConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from volar.vla.action_tokenizers import tokenizer_class
+
     found = measure(config)
     action, console = found.contract.action, Console()
     size = config.chunk_length * action.size
@@ -94,6 +97,8 @@ def inspect_tokenizer(config: InspectTokenizerConfig) -> None:
     chunks = len(next(iter(found.by_name.values())).tokens)
     shape = f"{config.chunk_length} x {action.size} = {size} numbers"
     console.print(f"{found.episodes} episodes; {chunks} chunks of {shape}, of {measured}")
+    if ending := [name for name in found.by_name if not tokenizer_class(name).one_token_a_number]:
+        console.print(f"{', '.join(ending)}: chunks vary in length, and the token more that ends each is not counted")
 
 
 def measure(config: InspectTokenizerConfig) -> Inspection:

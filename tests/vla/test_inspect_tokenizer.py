@@ -110,10 +110,19 @@ def test_the_verb_prints_every_dimension(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["volar-train", "inspect_tokenizer", f"dataset={lerobot}", "chunk_length=4"])
     assert main() == 0
-    out = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    out = " ".join(printed.split())
     assert "chunks of 4 x 7 = 28 numbers" in out
     for name in (*FR3.action.names, "bins", "fast", "vocabulary"):
         assert name in out
+    assert "fast: chunks vary in length, and the token more that ends each is not counted" in out
+    rows = {words[0]: words[1:] for line in printed.splitlines() if len(words := line.replace("│", " ").split()) == 6}
+    assert rows["bins"] == ["256", "28.0", "28", "28", "1.00"]
+    mean = measure(InspectTokenizerConfig(lerobot, tokenizer="fast", chunk_length=4)).by_name["fast"].tokens.mean()
+    assert (rows["fast"][1], rows["fast"][4]) == (f"{mean:.1f}", f"{28 / mean:.2f}")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "tokenizer=bins"])
+    assert main() == 0
+    assert "not counted" not in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["volar-train", "inspect_tokenizer", f"dataset={lerobot}", "tokenizer=fsat"])
     assert main() == 2
     assert "did you mean fast?" in capsys.readouterr().err
