@@ -53,6 +53,12 @@ def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_the_shipped_policy_stays_small() -> None:
+    """It is in every clone and every wheel."""
+    folder = ROOT / "vla/checkpoints/tiny"
+    assert 1_000_000 < sum(path.stat().st_size for path in folder.rglob("*")) < 15_000_000
+
+
 def outside(installed: Path, code: str, cwd: Path) -> str:
     """Runs code far from the checkout with the installed `volar` before the editable one."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}

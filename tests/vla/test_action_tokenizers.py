@@ -18,11 +18,16 @@ from volar.robots.interface import Observation
 from volar.vla.action_tokenizers import FILE, TOKENIZERS, action_tokenizer, load_tokenizer, save_tokenizer
 from volar.vla.action_tokenizers.action_tokenizer import ActionTokenizer, DecodeError, checked_chunk, checked_ids
 from volar.vla.action_tokenizers.fast import SCALE, Fast, dct, train_fast
+from volar.vla.action_tokenizers.uniform_bins import BINS
 from volar.vla.checkpoint_policy import load
+from volar.vla.decoders.autoregressive import Autoregressive
 from volar.vla.export import exportable
 from volar.vla.inspect_tokenizer import InspectTokenizerConfig, measure
+from volar.vla.pretrained import load_pretrained
 from volar.vla.train import TrainConfig, train
 from volar.vla.training_run import TrainingRun
+
+from .tiny_vlms import tiny_folder
 
 SHAPE = (8, 7)
 
@@ -193,6 +198,22 @@ def test_training_is_deterministic_and_bounded() -> None:
     assert train_fast(chunks[:, :1], 1024).size < 1024  # nothing left to merge
     with pytest.raises(ValueError, match="59 integers, more than a vocabulary of 50"):
         train_fast(chunks, 50)
+
+
+def test_added_ids_of_bins_have_none_that_ends_a_chunk(
+    settings: Callable[..., TrainConfig], look: Callable[[int], Observation], tmp_path: Path
+) -> None:
+    folder = tiny_folder(tmp_path / "smolvlm")
+    size = load_pretrained(str(folder)).backbone.vocabulary_size
+    of: dict[str, Any] = {"backbone": str(folder), "action_ids": "added", "chunk_length": 2, "steps": 1}
+    run = settings(**of, decoder="autoregressive", tokenizer="bins")
+    train(run)
+    policy = load(run.output / "checkpoints/last/pretrained_model")
+    model = policy.graph.model
+    assert isinstance(model.decoder, Autoregressive)
+    assert model.backbone.vocabulary_size == size + BINS
+    assert (model.decoder.first_id, model.decoder.end) == (size, size + BINS)
+    assert policy.predict(look(0)).actions.shape == (2, 7)
 
 
 @dataclass(frozen=True)
