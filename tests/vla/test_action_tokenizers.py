@@ -307,7 +307,7 @@ def test_a_third_tokenizer_is_one_file_and_one_line(
     assert load_tokenizer(again.output / "checkpoints/last/pretrained_model") == kind(2)
     with pytest.raises(VolarError, match="at most 2 steps; lower chunk_length"):
         TrainingRun.start(replace(again, output=tmp_path / "longer", chunk_length=3))
-    with pytest.raises(VolarError, match="tokenizer=toy is decoded outside the network"):
+    with pytest.raises(VolarError, match="no static graph decodes tokenizer=toy"):
         exportable(policy)
     with pytest.raises(UsageError, match="tokenizer=toy is for decoder=autoregressive"):
         TrainingRun.start(settings(**of, output=tmp_path / "parallel"))
