@@ -121,8 +121,8 @@ def exportable(policy: "TorchPolicy") -> "TorchPolicy":
     config = policy.graph.model.config
     if config.decoder == "autoregressive" and config.tokenizer != "bins":
         raise VolarError(
-            f"no static graph decodes tokenizer={config.tokenizer}, whose decoding is not in the network: run the policy "
-            "directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
+            f"no static graph decodes tokenizer={config.tokenizer}, whose decoding is not in the network: run the "
+            "policy directory itself (volar-serve, volar-evaluate), or train with tokenizer=bins or another decoder"
         )
     return TorchPolicy(merge(policy.graph.model.cpu().float()), policy.contract, policy.tokenizer)
 
