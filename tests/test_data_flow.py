@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     volar("collect", "kind=scenes", "scenes=3000", "image_size=64", "output=scenes", cwd=root)
     volar("collect", "tasks=reach", "episodes=240", "image_size=64", "output=demonstrations", cwd=root)
-    small = ("width=64", "layers=2", "steps=400", "learning_rate=3e-3", "threads=1")
+    small = ("width=64", "layers=2", "steps=400", "batch_size=32", "learning_rate=3e-3", "threads=1")
     volar("train", "stage=grounding", "dataset=scenes", *small, "output=grounding", cwd=root)
     cloning = ("dataset=demonstrations", "scenes=scenes", "init=grounding")
     volar("train", *cloning, *small, "warmup_steps=30", "output=policy", cwd=root)
