@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,25 @@ def test_an_order_that_no_tick_answered_is_not_carried_out_later(stage: Stage) -
         arm.period()
         arm.tick_clock()
 
+    def ticks_end() -> None:
+        """The last period that passed may still be on its way to the node, whose tick would answer an order."""
+        count, still_s = -1, 0.0
+
+        def still() -> bool:
+            nonlocal count, still_s
+            if count != len(arm.commands):
+                count, still_s = len(arm.commands), time.monotonic()
+            return time.monotonic() > still_s + 1.0
+
+        controller.until(still)
+
     controller.until(lambda: arm.moving, pass_time)
+    ticks_end()
     answer = controller.trigger("stop")
     assert (answer.success, answer.message.partition("? ")[2]) == (False, "stop: it holds from the next one")
     controller.until(lambda: controller.said == "stopped: stop_requested", pass_time)
     controller.until(lambda: not arm.moving, pass_time)
+    ticks_end()
     answer = controller.trigger("recover")
     assert (answer.success, answer.message.partition("? ")[2]) == (False, "recover: it is withdrawn")
     count = len(arm.commands)
