@@ -5,7 +5,6 @@ for them or may not be written to, images stay the PNG or JPEG that they are, in
 decoded for each batch.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from volar.datasets.frame_cache import DISK_RESERVE, FrameCache
 from volar.datasets.lerobot_format import load_info
 from volar.datasets.lerobot_layout import FRAMES, DatasetError
 from volar.robots.errors import Unknown
+from volar.robots.usable_cpus import processes_here
 
 Form = Literal["auto", "decoded", "encoded"]
 FORMS: tuple[Form, ...] = ("auto", "decoded", "encoded")
@@ -48,7 +48,7 @@ def choose_frames(
         if form == "decoded":
             raise
         needed = encoded_bytes(load_info(root))
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has images of its own
+        processes = processes_here()  # each has images of its own
         here = memory if memory is not None else int(MEMORY_SHARE * free_memory() / processes)
         if needed > here:
             room = f"{here / 1e9:.1f}" + (f" for each of {processes} processes" if processes > 1 else "")

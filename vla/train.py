@@ -22,7 +22,7 @@ from volar.datasets.durable_file import write_durably
 from volar.datasets.mixture_contract import MixtureRules
 from volar.robots.command_line import run
 from volar.robots.errors import UsageError, VolarError
-from volar.robots.usable_cpus import usable_cpus
+from volar.robots.usable_cpus import processes_here, usable_cpus
 from volar.vla.run_folder import check_output
 
 RECORD = "train.json"  # the settings of the run in a folder
@@ -265,8 +265,7 @@ def train(config: TrainConfig) -> None:
 
     if config.wandb:
         require_wandb()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-    torch.set_num_threads(config.threads or max(1, usable_cpus() // here))
+    torch.set_num_threads(config.threads or max(1, usable_cpus() // processes_here()))
     try:
         training = TrainingRun.start(config)
     except (MemoryError, RuntimeError) as error:  # the network, its gradients to be and averages are larger than memory
